@@ -22,6 +22,8 @@ CONTROLLER = "controller"
 FLEET = (CONTROLLER, "codex-node-1", "glm-node-2", "glm-node-3", "glm-node-4", "oci-paid-3")
 DEFAULT_DIRECTORY = Path("/var/lib/reconciler-lab")
 STATE = "lab.json"
+# What a lab that was killed before it had started anything may have left.
+STILLBORN = {"lock", f".{STATE}", "keys"}
 PORTS = range(20_000, 32_000)  # below the range the kernel takes ports for outgoing connections from
 AT_ONCE = 4  # a boot waits as much as it works: with 2 cores, more at once only makes each slower
 PROPAGATE = Path("/run/systemd/nspawn/propagate")
@@ -117,7 +119,7 @@ class Lab:
         # The file that tells of the lab goes last: a removal that was interrupted can be taken up again.
         for part in ("nodes", "keys"):
             shutil.rmtree(self.directory / part, ignore_errors=True)
-        for name in ("inventory.yml", "lock", STATE):
+        for name in ("inventory.yml", "lock", f".{STATE}", STATE):
             (self.directory / name).unlink(missing_ok=True)
         if self.directory.exists() and not any(self.directory.iterdir()):
             self.directory.rmdir()
@@ -142,18 +144,17 @@ class Lab:
 
         LabError while the program of that lab lives, and, unless `kept`, for one that is to be kept.
         """
-        if not (directory / STATE).exists():
-            if directory.exists() and any(directory.iterdir()):
-                _remove_stillborn(directory)
-            elif directory.exists():
-                directory.rmdir()
+        if not directory.exists():
             return False
-        lab = cls.attach(directory)
+        born = (directory / STATE).exists()
+        if not born and {path.name for path in directory.iterdir()} - STILLBORN:
+            raise LabError(f"{directory} is neither empty nor a lab's; choose another directory")
+        lab = cls.attach(directory) if born else cls([], directory)
         if lab._kept and not kept:
             raise LabError(f"a lab is already up in {directory}; take it down first")
         lab._claim()
         lab.down()
-        return True
+        return born
 
     def _claim(self) -> None:
         """Hold the lock that tells a living owner from a crashed one; the kernel drops it with the owner."""
@@ -280,13 +281,3 @@ class Lab:
         target = path or self.inventory
         target.write_text(yaml.safe_dump(content, sort_keys=False))
         return target
-
-
-def _remove_stillborn(directory: Path) -> None:
-    """A lab killed before it had written its state had started nothing, and left nothing but these."""
-    if {path.name for path in directory.iterdir()} - {"lock", f".{STATE}", "keys"}:
-        raise LabError(f"{directory} is neither empty nor a lab's; choose another directory")
-    (directory / "lock").unlink(missing_ok=True)
-    (directory / f".{STATE}").unlink(missing_ok=True)
-    shutil.rmtree(directory / "keys", ignore_errors=True)
-    directory.rmdir()

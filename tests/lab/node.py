@@ -349,7 +349,8 @@ class Node:
             (self.directory / part).mkdir(parents=True)
         authorized = self.keys.public.read_text()
         host_key = self.keys.host(self.name)
-        self._seed("etc/machine-id", uuid.uuid4().hex + "\n", 0o444)
+        # The same after a reset: it is the same machine. None at all would make ssh.socket take port 22.
+        self._seed("etc/machine-id", uuid.uuid5(uuid.NAMESPACE_DNS, self.machine).hex + "\n", 0o444)
         self._seed("etc/hostname", f"{self.name}\n")
         self._seed("etc/hosts", f"127.0.0.1 localhost\n127.0.1.1 {self.name}\n::1 localhost ip6-localhost\n")
         self._seed("etc/ssh/sshd_config.d/10-lab.conf", self._sshd())
