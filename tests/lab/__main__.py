@@ -113,6 +113,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except LabError as error:
         sys.stderr.write(f"lab: {error}\n")
         return 1
+    except KeyboardInterrupt:
+        return 130
 
 
 if __name__ == "__main__":

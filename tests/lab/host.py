@@ -1,5 +1,6 @@
 """The machine the lab runs on: what it must have, and programs started on it with a deadline."""
 
+import contextlib
 import os
 import platform
 import shutil
@@ -86,6 +87,12 @@ def allow_inotify(nodes: int) -> None:
     wanted = 128 + INOTIFY_PER_NODE * nodes
     if int(INOTIFY_LIMIT.read_text()) < wanted:
         INOTIFY_LIMIT.write_text(f"{wanted}\n")
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a directory that may not be there; anything that stays is an error, not left over in silence."""
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(path)
 
 
 def port_is_free(port: int) -> bool:

@@ -2,11 +2,10 @@
 
 import fcntl
 import json
-import shutil
 import uuid
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
@@ -14,7 +13,7 @@ from typing import IO, Self
 import yaml
 
 from tests.lab import cgroups
-from tests.lab.host import LabError, allow_inotify, check_host, port_is_free
+from tests.lab.host import LabError, allow_inotify, check_host, port_is_free, remove_tree
 from tests.lab.node import AGENT, Keys, Node
 from tests.lab.rootfs import ensure_base
 
@@ -25,16 +24,24 @@ STATE = "lab.json"
 # What a lab that was killed before it had started anything may have left.
 STILLBORN = {"lock", f".{STATE}", "keys"}
 PORTS = range(20_000, 32_000)  # below the range the kernel takes ports for outgoing connections from
-AT_ONCE = 4  # a boot waits as much as it works: with 2 cores, more at once only makes each slower
+AT_ONCE = 4  # measured on 2 cores, 20 nodes: 4.6 s with 2 at once, 4.3 s with 4, 5.2 s with 8
 PROPAGATE = Path("/run/systemd/nspawn/propagate")
 
 HostVars = dict[str, str | int]
 
 
 def _together(work: Callable[[Node], None], nodes: Iterable[Node]) -> None:
-    """Do it for all nodes, then raise the first error: one bad node does not leave others half-way."""
-    with ThreadPoolExecutor(AT_ONCE) as pool:
+    """Do it for all nodes, then raise the first error: one bad node does not leave others half-way.
+
+    Ctrl-C lets those under way come to an end (a boot takes a second) and begins no more: nobody boots
+    a node behind the back of the removal that follows.
+    """
+    pool = ThreadPoolExecutor(AT_ONCE)
+    try:
         futures = [pool.submit(work, node) for node in nodes]
+        wait(futures)
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
     for future in futures:
         future.result()
 
@@ -99,7 +106,8 @@ class Lab:
 
     def add(self, names: Sequence[str]) -> list[Node]:
         """Boot more nodes in a running lab."""
-        self._boot(names)
+        if names:
+            self._boot(names)
         return [self.nodes[name] for name in names]
 
     def reset(self, nodes: Iterable[Node]) -> None:
@@ -113,12 +121,12 @@ class Lab:
             everything.kill()
             everything.remove()
         for node in self.nodes.values():
-            shutil.rmtree(PROPAGATE / node.machine, ignore_errors=True)
+            remove_tree(PROPAGATE / node.machine)
         self.nodes = {}
         self._release()
         # The file that tells of the lab goes last: a removal that was interrupted can be taken up again.
         for part in ("nodes", "keys"):
-            shutil.rmtree(self.directory / part, ignore_errors=True)
+            remove_tree(self.directory / part)
         for name in ("inventory.yml", "lock", f".{STATE}", STATE):
             (self.directory / name).unlink(missing_ok=True)
         if self.directory.exists() and not any(self.directory.iterdir()):

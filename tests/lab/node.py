@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import socket
 import stat
 import subprocess
@@ -13,7 +12,7 @@ from pathlib import Path
 
 from tests.lab import trees
 from tests.lab.cgroups import Group
-from tests.lab.host import LabError, call, port_is_free
+from tests.lab.host import LabError, call, port_is_free, remove_tree
 
 AGENT = "agent"
 BOOT_DEADLINE = 60.0
@@ -212,7 +211,7 @@ class Node:
         if self.state != "stopped":
             raise LabError(f"{self.name} is {self.state}, not stopped")
         for part in ("upper", "work", "root"):
-            shutil.rmtree(self.directory / part, ignore_errors=True)
+            remove_tree(self.directory / part)
 
     def cut(self) -> None:
         """Make the node unreachable: new connections are refused and open ones, masters' too, are dead.

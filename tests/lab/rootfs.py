@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.lab.host import LabError, call, check_host, os_release
+from tests.lab.host import LabError, call, check_host, os_release, remove_tree
 
 CACHE = Path("/var/cache/reconciler-lab")
 REVISION = 1  # raise it when this module changes what it makes of the same recipe
@@ -120,7 +120,7 @@ def ensure_base(cache: Path = CACHE) -> Path:
         if base.is_dir():
             return base
         building = cache / f"{digest}.building"
-        shutil.rmtree(building, ignore_errors=True)
+        remove_tree(building)
         _build(building, made_from)
         os.sync()
         building.rename(base)
@@ -131,8 +131,19 @@ def _build(root: Path, made_from: dict[str, object]) -> None:
     suite = str(made_from["suite"])
     packages = made_from["packages"]
     assert isinstance(packages, list)
-    # Namespaces of its own: the mounts and processes debootstrap makes go with it, however it ends.
-    isolated = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
+    # Namespaces of its own: the mounts and processes debootstrap makes go with it, however it ends;
+    # and it ends with us, or it would go on writing below the next builder's hands.
+    isolated = [
+        "setpriv",
+        "--pdeathsig",
+        "KILL",
+        "unshare",
+        "--mount",
+        "--pid",
+        "--fork",
+        "--kill-child",
+        "--mount-proc",
+    ]
     bootstrap = [
         "debootstrap",
         "--variant=minbase",
@@ -168,7 +179,7 @@ def _add_npm(root: Path, spec: str) -> None:
             archive.extractall(scratch, filter="data")
         shutil.copytree(Path(scratch) / "package", modules / "npm", symlinks=True)
     for part in ("docs", "man"):
-        shutil.rmtree(modules / "npm" / part, ignore_errors=True)
+        remove_tree(modules / "npm" / part)
     for path in [modules, *modules.rglob("*")]:
         os.chown(path, 0, 0, follow_symlinks=False)
     for name in ("npm", "npx"):

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +20,8 @@ from tests.lab import host as lab_host
 from tests.lab.host import port_is_free
 from tests.nodes.conftest import Pool, refuse, sweep_crashed
 
-HERE_AND_NOW = 3.0  # seconds within which a healthy node answers ssh, also on a busy machine
+HEALTHY = 15.0  # seconds within which a healthy node answers ssh, also on a busy machine
+HANGING = 2.0  # after which we take a node for a hanging one; a healthy one takes a quarter of a second
 CONFIGURED = ("/etc", "/home", "/root", "/opt", "/usr/local", "/var/lib/systemd/linger")
 
 
@@ -144,9 +146,9 @@ def test_a_paused_node_hangs_until_resumed(nodes: Pool) -> None:
     node.pause()
     assert node.state == "paused"
     with pytest.raises(LabError, match="did not answer"):
-        node.ssh("true", deadline=HERE_AND_NOW)
+        node.ssh("true", deadline=HANGING)
     node.resume()
-    node.ssh("true", deadline=HERE_AND_NOW)
+    node.ssh("true", deadline=HEALTHY)
 
 
 def test_files_of_a_paused_node_can_be_seen_and_changed(nodes: Pool) -> None:
@@ -161,7 +163,7 @@ def test_files_of_a_paused_node_can_be_seen_and_changed(nodes: Pool) -> None:
 
 def test_pausing_stops_what_was_started_through_the_lab(nodes: Pool) -> None:
     (node,) = nodes(1)
-    node.run("(while :; do date +%N > /run/ticks; sleep 0.05; done) > /dev/null 2>&1 &")
+    node.run("date > /run/ticks; (while :; do date +%N > /run/ticks; sleep 0.05; done) > /dev/null 2>&1 &")
     node.pause()
     frozen_at = node.read("/run/ticks")
     time.sleep(0.3)
@@ -184,7 +186,7 @@ def test_a_cut_node_refuses_even_through_an_open_master(nodes: Pool, tmp_path: P
     assert not node.answers()
     assert node.run("pgrep -x sleep").stdout.strip(), "what ran on the node goes on"
     node.uncut()
-    node.ssh("true", deadline=HERE_AND_NOW)
+    node.ssh("true", deadline=HEALTHY)
 
 
 def test_a_stopped_node_keeps_its_files(nodes: Pool) -> None:
@@ -202,7 +204,7 @@ def test_a_node_killed_while_paused_boots_again(nodes: Pool) -> None:
     node.pause()
     node.kill()
     node.start()
-    node.ssh("true", deadline=HERE_AND_NOW)
+    node.ssh("true", deadline=HEALTHY)
 
 
 # -- files -----------------------------------------------------------------------------------------
@@ -332,6 +334,24 @@ def test_a_killed_run_is_swept(directory: Path) -> None:
     assert not Lab.sweep(directory)
 
 
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_an_end_in_the_middle_of_booting_leaves_nothing_unknown(directory: Path, how: signal.Signals) -> None:
+    many = PROGRAM.replace('["a"]', 'list("abcdefgh")')
+    program = subprocess.Popen(
+        [sys.executable, "-c", many, str(directory)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not (directory / "nodes" / "c").exists():
+        assert program.poll() is None
+        time.sleep(0.01)
+    lab = Lab.attach(directory)
+    end_program(program, how)
+    assert Lab.sweep(directory) == (how == signal.SIGKILL)
+    assert_no_trace(directory, {}, lab._parents)
+
+
 def test_a_living_programs_lab_is_left_alone(directory: Path) -> None:
     program = start_program(directory)
     try:
@@ -388,7 +408,7 @@ def test_the_command_says_what_is_wrong(directory: Path) -> None:
 
 
 def test_missing_programs_are_named_by_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lab_host.shutil, "which", lambda _: None)
+    monkeypatch.setattr(shutil, "which", lambda _: None)
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     said = " ".join(lab_host.problems())
     assert "root" in said
