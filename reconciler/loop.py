@@ -1,0 +1,67 @@
+"""One pass, whole: desired -> observed -> drift -> plan -> outcome -> events.
+
+Level-triggered: it starts from what the nodes say now, never from what the last pass believed.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from reconciler.converge import Converger
+from reconciler.desired.load import Desired
+from reconciler.diff import diff
+from reconciler.model import Drift, Mode, Outcome, Plan, Report, ResourceId, Run
+from reconciler.observe import Observer
+from reconciler.plan import plan, ready
+from reconciler.record import Recorder
+
+# Each round only acts on what earlier rounds made ready; a dependency chain longer than this is a mistake.
+MAX_ROUNDS = 20
+
+
+@dataclass
+class Pass:
+    """One pass over ``desired``. ``runs`` is filled by whoever starts playbooks."""
+
+    desired: Desired
+    observer: Observer
+    converger: Converger
+    recorder: Recorder
+    run_id: str
+    revision: str = ""
+    check: bool = False
+    runs: list[Run] = field(default_factory=list)
+
+    def run(self) -> Report:
+        """Look; where something drifted, act and look again; record. Raises RunError when Ansible cannot run."""
+        started, clock = datetime.now(UTC), time.monotonic()
+        resources = {rid: r for rid, r in self.desired.resources.items() if r.policy.mode is not Mode.IGNORE}
+        observed = self.observer.observe(resources.values())
+        seen: dict[ResourceId, Drift] = {}
+        outcomes: list[Outcome] = []
+        foretold: Plan | None = None
+        for _ in range(MAX_ROUNDS):
+            attempted = {outcome.id for outcome in outcomes}
+            drifts = diff(resources, observed.observations)
+            planned = plan(resources, observed.observations, drifts, started, attempted)
+            foretold = foretold or planned
+            seen |= {rid: drift for rid, drift in drifts.items() if rid not in seen}
+            now_ready = ready(planned, attempted)
+            if self.check or not now_ready:
+                break
+            self.recorder.fixing(now_ready, seen)
+            done, newer = self.converger.repair(now_ready, resources, observed, self.run_id)
+            observed = observed.merged(newer)
+            self.recorder.ended(done, seen)
+            outcomes += done
+        final = Plan(foretold.actions if foretold else (), planned.skips)
+        report = Report(
+            run_id=self.run_id, revision=self.revision, check=self.check, started=started,
+            seconds=time.monotonic() - clock, observed=observed, drifts=seen, plan=final,
+            outcomes=tuple(outcomes), runs=tuple(self.runs), resources=resources,
+        )  # fmt: skip
+        if not self.check:
+            self.recorder.finish(report, diff(resources, observed.observations))
+        return report

@@ -1,0 +1,78 @@
+"""Take one step (backup, apply, rollback) with one resource on the node, in one round trip.
+
+The role that calls it brings the node-side code: ``roles/KIND/files/steps.py``. Check mode is
+honoured on the node: nothing is written and what would change is reported.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from pathlib import Path
+from typing import Any
+
+from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure
+from ansible.plugins.action import ActionBase
+
+from reconciler import node
+from reconciler.kinds import probe_path
+from reconciler.plugins import transport
+
+
+class ActionModule(ActionBase):  # type: ignore[misc]
+    """``reconciler_step: {step: backup|apply|rollback, resource: {...}, attempt: ID, timeout: SECONDS}``."""
+
+    _supports_check_mode = True
+    _requires_connection = True
+    _VALID_ARGS = frozenset({"step", "resource", "attempt", "timeout"})
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Answer ``{changed, attempt, ...}`` of the step; fails with the node's own reason."""
+        super().run(tmp, task_vars)
+        task_vars = task_vars or {}
+        args = self._task.args
+        if args.get("step") not in ("backup", "apply", "rollback"):
+            raise AnsibleActionFail(f"step must be backup, apply or rollback, not {args.get('step')!r}")
+        resource = dict(args["resource"])
+        kind = self._task._role.get_name() if self._task._role else str(resource.get("kind"))  # noqa: SLF001
+        attempt = args.get("attempt") or f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{secrets.token_hex(3)}"
+        request = {
+            "nonce": f"@@{secrets.token_hex(12)}@@",
+            "step": args["step"],
+            "kind": kind,
+            "resource": resource,
+            "attempt": attempt,
+            "check": bool(self._task.check_mode),
+            "protected": task_vars.get("reconciler_protected") or [],
+            "environment": transport.node_environment(task_vars),
+        }
+        answer = self._converse(request, self._steps_file(), float(args.get("timeout") or 60), task_vars)
+        if "failed" in answer:
+            raise AnsibleActionFail(f"{kind} {resource['name']}: {answer['failed']}")
+        return {"attempt": attempt, **answer["result"]}
+
+    def _steps_file(self) -> Path:
+        role = self._task._role  # noqa: SLF001
+        if role is None:
+            raise AnsibleActionFail("reconciler_step is for roles: the role brings files/steps.py")
+        return Path(role._role_path) / "files" / "steps.py"  # noqa: SLF001
+
+    def _converse(
+        self, request: dict[str, Any], steps: Path, timeout: float, task_vars: dict[str, Any]
+    ) -> dict[str, Any]:
+        script = node.bundle({"probe": probe_path(request["kind"]), "steps": steps}, request)
+        interpreter = str(self._templar.template(task_vars.get("ansible_python_interpreter") or "python3"))
+        try:
+            answer, _connection = transport.converse(
+                self,
+                script,
+                request["nonce"],
+                interpreter="python3" if interpreter.startswith("auto") else interpreter,
+                seconds=timeout,
+                become=bool(self._task.become),
+            )
+        except transport.SilentError as error:
+            raise AnsibleConnectionFailure(str(error)) from error
+        except node.BadAnswerError as error:
+            raise AnsibleActionFail(str(error)) from error
+        return answer

@@ -1,0 +1,64 @@
+"""Give each host what ``desired_state/`` declares for it, so that plain ``ansible-playbook`` converges the same state."""
+
+from __future__ import annotations
+
+import os
+import time
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from ansible import context
+from ansible.errors import AnsibleError
+from ansible.inventory.host import Host
+from ansible.plugins.vars import BaseVarsPlugin
+
+DOCUMENTATION = """
+name: reconciler_desired
+short_description: The desired state as variables of each host
+description:
+  - Reads C(desired_state/) (or the directory named by E(RECONCILER_DESIRED)) and sets C(reconciler_resources),
+    C(reconciler_kinds), C(reconciler_protected) and C(reconciler_attempt).
+options: {}
+"""
+
+
+@cache
+def _desired(directory: str, inventory: tuple[str, ...]) -> tuple[dict[str, list[dict[str, Any]]], dict[str, Any]]:
+    """Resources per node, and what all nodes share; loaded once per process."""
+    # Imported here: Ansible loads every vars plugin, also where this one is switched off.
+    from reconciler.desired.load import load
+    from reconciler.inventory import Inventory
+    from reconciler.kinds.registry import kinds
+    from reconciler.model import ConfigurationError, Mode
+    from reconciler.requests import role_request
+
+    try:
+        desired = load(Path(directory), Inventory(*map(Path, inventory)))
+    except ConfigurationError as error:
+        raise AnsibleError(f"the desired state is invalid:\n{error}") from error
+    found: dict[str, list[dict[str, Any]]] = {}
+    for resource in desired.resources.values():
+        acts = resource.policy.mode is Mode.ENFORCE and resource.policy.suspend is None
+        if acts:
+            found.setdefault(resource.id.node, []).append(role_request(resource))
+    shared = {"reconciler_kinds": list(kinds()), "reconciler_protected": list(desired.protected)}
+    shared["reconciler_attempt"] = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()) + f"-{os.getpid():x}"
+    return found, shared
+
+
+class VarsModule(BaseVarsPlugin):  # type: ignore[misc]
+    """Variables for hosts; groups get none."""
+
+    REQUIRES_ENABLED = True
+
+    def get_vars(self, loader: Any, path: str, entities: Any, cache: bool = True) -> dict[str, Any]:  # noqa: ARG002, FBT001, FBT002
+        """``reconciler_resources`` and its companions for one host."""
+        super().get_vars(loader, path, entities)
+        entity = entities[0] if isinstance(entities, list) else entities
+        if os.environ.get("RECONCILER_VARS") == "off" or not isinstance(entity, Host):
+            return {}
+        directory = os.environ.get("RECONCILER_DESIRED") or "desired_state"
+        inventory = tuple(context.CLIARGS.get("inventory") or ())
+        found, shared = _desired(str(Path(directory)), inventory)
+        return {"reconciler_resources": found.get(entity.name, []), **shared}
