@@ -73,7 +73,6 @@ class Lab:
         self._kept = False
         self._parents: list[Path] = []
         self._lock: IO[str] | None = None
-        self._extra: dict[str, HostVars] = {}
 
     # -- life ----------------------------------------------------------------------------------
 
@@ -142,7 +141,6 @@ class Lab:
         lab = cls(list(state["nodes"]), directory, groups=state["groups"])
         lab._id, lab._kept, lab._base = state["lab"], state["kept"], Path(state["base"])
         lab._parents = [Path(path) for path in state["control_groups"]]
-        lab._extra = state["extra"]
         lab.nodes = {name: lab._node(name, port) for name, port in state["nodes"].items()}
         return lab
 
@@ -232,7 +230,6 @@ class Lab:
             "control_groups": [str(path) for path in self._parents],
             "nodes": {node.name: node.port for node in self},
             "groups": self.groups,
-            "extra": self._extra,
         }
         beside = self.directory / f".{STATE}"
         beside.write_text(json.dumps(state, indent=2) + "\n")

@@ -149,18 +149,7 @@ class Node:
             *(f"--machine={self.machine}", f"--hostname={self.name}", f"--directory={self.directory}/root"),
         ]
         isolated = ["unshare", "--mount", "sh", "-c", BOOT, "sh", str(self.base), str(self.directory)]
-        # A session of their own: nodes outlive the terminal's Ctrl-C and the program that booted them.
-        with (self.directory / "console.log").open("ab") as console:
-            subprocess.run(
-                [*self.group.enter(), "setsid", "--fork", *isolated, *nspawn],
-                stdin=subprocess.DEVNULL,
-                stdout=console,
-                stderr=console,
-                env={"PATH": os.environ.get("PATH", os.defpath), "SYSTEMD_NSPAWN_LOCK": "0"},
-                cwd="/",
-                timeout=10,
-                check=True,
-            )
+        self._detach([*isolated, *nspawn])
 
     def wait_ready(self, deadline: float = BOOT_DEADLINE) -> None:
         """Return when systemd, the agent's user manager and sshd are up; LabError says which one is not."""
@@ -171,7 +160,8 @@ class Node:
             time.sleep(0.02)
         remaining = max(1.0, until - time.monotonic())
         state = self.run("systemctl is-system-running --wait", check=False, deadline=remaining).stdout.strip()
-        if state != "running":
+        # Degraded is what a test's own broken service makes of a node when it boots again.
+        if state not in {"running", "degraded"}:
             failed = self.run("systemctl list-units --failed --plain --no-legend", check=False).stdout
             raise LabError(f"{self.name} is {state}: {failed.strip() or self._last_words()}")
         self.run(f"systemctl start user@$(id -u {AGENT}).service", deadline=remaining)
@@ -322,6 +312,23 @@ class Node:
         if done.returncode != 0:
             raise LabError(f"{self.name}: {done.stderr.decode(errors='replace').strip()}")
         return done.stdout
+
+    def _detach(self, command: list[str]) -> None:
+        """Start it in the node's group and a session of its own: neither our end nor Ctrl-C ends it."""
+        with (self.directory / "console.log").open("ab") as console:
+            try:
+                subprocess.run(
+                    [*self.group.enter(), "setsid", "--fork", *command],
+                    stdin=subprocess.DEVNULL,
+                    stdout=console,
+                    stderr=console,
+                    env={"PATH": os.environ.get("PATH", os.defpath), "SYSTEMD_NSPAWN_LOCK": "0"},
+                    cwd="/",
+                    timeout=10,
+                    check=True,
+                )
+            except subprocess.SubprocessError as error:
+                raise LabError(f"{self.name} could not be started: {self._last_words()}") from error
 
     def _systemd_listens(self) -> bool:
         """Whether systemctl would find somebody to talk to."""

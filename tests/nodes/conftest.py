@@ -47,7 +47,8 @@ class Pool:
         names = [f"node-{number}" for number in range(1, count + 1)]
         self.lab.add([name for name in names if name not in self.lab.nodes])
         nodes = [self.lab[name] for name in names]
-        self.lab.reset([node for node in nodes if node.name in self.used])
+        # Also what never came up, so that one bad boot fails one test.
+        self.lab.reset([node for node in nodes if node.name in self.used or node.state != "running"])
         self.used |= set(names)
         self.lab.write_inventory({node.name: self.lab.host_vars(node) for node in nodes}, {"fleet": names})
         return nodes

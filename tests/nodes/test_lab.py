@@ -199,6 +199,16 @@ def test_a_stopped_node_keeps_its_files(nodes: Pool) -> None:
     assert node.ssh("cat deep/note; stat -c '%a %U' deep/note").stdout.split() == ["kept", "600", "agent"]
 
 
+def test_a_node_with_a_broken_service_boots_all_the_same(nodes: Pool) -> None:
+    (node,) = nodes(1)
+    unit = "[Service]\nExecStart=/bin/false\n[Install]\nWantedBy=multi-user.target\n"
+    node.write("/etc/systemd/system/broken.service", unit)
+    node.run("systemctl enable broken.service")
+    node.stop()
+    node.start()
+    assert node.run("systemctl is-failed broken.service").stdout.strip() == "failed"
+
+
 def test_a_node_killed_while_paused_boots_again(nodes: Pool) -> None:
     (node,) = nodes(1)
     node.pause()
@@ -259,6 +269,14 @@ def test_aliases_answer_at_their_own_addresses(nodes: Pool, lab: Lab) -> None:
         subprocess.run(command, timeout=10, capture_output=True, text=True, check=True).stdout.strip()
         == node.name
     )
+
+
+def test_a_node_heard_everywhere_lets_in_the_loopback_range_only(nodes: Pool, lab: Lab) -> None:
+    (node,) = nodes(1)
+    lab.aliases(node, 1)
+    seen_from = "sshd -T -C user=agent,host=h,addr=192.0.2.1,lport=1,laddr={} | grep -i ^denyusers; true"
+    assert node.run(seen_from.format("127.77.0.2")).stdout == ""
+    assert node.run(seen_from.format("192.0.2.2")).stdout == "denyusers *\n"
 
 
 # -- nothing is left -------------------------------------------------------------------------------
