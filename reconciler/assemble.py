@@ -40,7 +40,9 @@ def desired_state(settings: Settings, scope: Scope) -> tuple[Desired, Desired, I
     desired = load(settings.desired, inventory)
     for kind in scope.kinds or ():
         if kind not in kinds():
-            raise ConfigurationError([Problem(f"--kind: there is no kind {kind!r}", hint=suggestion(kind, list(kinds())))])
+            raise ConfigurationError(
+                [Problem(f"--kind: there is no kind {kind!r}", hint=suggestion(kind, list(kinds())))]
+            )
     nodes = inventory.nodes
     if scope.limit is not None:
         try:
@@ -109,11 +111,17 @@ def git_revision(directory: Path) -> str:
     """The commit that the desired state is at, with ``+changes`` where files differ from it; empty outside git."""
     git = ["git", "-C", str(directory)]
     try:
-        head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, timeout=10, check=False)
+        head = subprocess.run(
+            [*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, timeout=10, check=False
+        )
         if head.returncode != 0:
             return ""
         dirty = subprocess.run(
-            [*git, "status", "--porcelain", "--", "."], capture_output=True, text=True, timeout=20, check=False
+            [*git, "status", "--porcelain", "--", "."],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired):
         return ""

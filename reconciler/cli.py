@@ -38,8 +38,13 @@ class Output(StrEnum):
     JSON = "json"
 
 
-Desired = Annotated[Path | None, typer.Option("--desired", help="Directory of the desired state.", show_default="desired_state")]
-InventoryPath = Annotated[Path | None, typer.Option("--inventory", "-i", help="Ansible inventory.", show_default="inventory")]
+Desired = Annotated[
+    Path | None,
+    typer.Option("--desired", help="Directory of the desired state.", show_default="desired_state"),
+]
+InventoryPath = Annotated[
+    Path | None, typer.Option("--inventory", "-i", help="Ansible inventory.", show_default="inventory")
+]
 Database = Annotated[Path | None, typer.Option("--db", help="SQLite file with events and conditions.")]
 OutputFormat = Annotated[Output, typer.Option("--output", "-o", help="text for people, json for programs.")]
 Limit = Annotated[str | None, typer.Option("--limit", "-l", help="Only nodes that match this host pattern.")]
@@ -50,7 +55,9 @@ Kinds = Annotated[str | None, typer.Option("--kind", "-k", help="Only these kind
 def root(  # noqa: PLR0913, PLR0917 - a command's options
     context: typer.Context,
     once: Annotated[bool, typer.Option("--once", help="One pass, then exit with its result.")] = False,
-    check: Annotated[bool, typer.Option("--check", help="Change nothing; say what drifted and what would be done.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Change nothing; say what drifted and what would be done.")
+    ] = False,
     limit: Limit = None,
     kind: Kinds = None,
     desired: Desired = None,
@@ -70,9 +77,18 @@ def root(  # noqa: PLR0913, PLR0917 - a command's options
         sys.stdout.write(f"{__version__}\n")
         raise typer.Exit
     if context.invoked_subcommand is not None:
-        given = [name for name, value in (("--once", once), ("--check", check), ("--limit", limit), ("--kind", kind)) if value]
+        given = [
+            name
+            for name, value in (("--once", once), ("--check", check), ("--limit", limit), ("--kind", kind))
+            if value
+        ]
         if given:
-            _fail(ConfigurationError(f"{given[0]} goes with a pass, not with the command {context.invoked_subcommand}"), output)
+            _fail(
+                ConfigurationError(
+                    f"{given[0]} goes with a pass, not with the command {context.invoked_subcommand}"
+                ),
+                output,
+            )
         context.obj = {"desired": desired, "inventory": inventory, "db": db, "output": output}
         return
     found = _settings(output, desired=desired, inventory=inventory, db=db)
@@ -131,7 +147,11 @@ def _one_pass(found: settings.Settings, scope: assemble.Scope, output: Output) -
 def _not_run(error: Exception, output: Output) -> int:
     """The pass did not happen: another one holds the store, or Ansible does not run here."""
     message = str(error)
-    hint = "it will do this pass's work" if isinstance(error, BusyError) else "does `ansible --version` work here?"
+    hint = (
+        "it will do this pass's work"
+        if isinstance(error, BusyError)
+        else "does `ansible --version` work here?"
+    )
     if output is Output.JSON:
         _print_json(reports.problems_as_json(ConfigurationError([Problem(message, hint=hint)])))
     render.console(stderr=True).print(f"error: {message} ({hint})", markup=False, soft_wrap=True)
@@ -206,8 +226,12 @@ def events(  # noqa: PLR0913, PLR0917 - filters
     search: Annotated[str | None, typer.Argument(help="Words to search for in the details.")] = None,
     node: Annotated[str | None, typer.Option("--node", help="Only this node.")] = None,
     kind: Annotated[str | None, typer.Option("--kind", "-k", help="Only this kind.")] = None,
-    state: Annotated[str | None, typer.Option("--status", help="detected, fixing, fixed, failed or rolled_back.")] = None,
-    since: Annotated[str | None, typer.Option("--since", help="Not older than this: 2h, 3d, or an ISO date.")] = None,
+    state: Annotated[
+        str | None, typer.Option("--status", help="detected, fixing, fixed, failed or rolled_back.")
+    ] = None,
+    since: Annotated[
+        str | None, typer.Option("--since", help="Not older than this: 2h, 3d, or an ISO date.")
+    ] = None,
     count: Annotated[int, typer.Option("--count", "-n", min=1, help="At most so many, the newest.")] = 50,
     db: Database = None,
     output: OutputFormat = Output.TEXT,
@@ -216,7 +240,9 @@ def events(  # noqa: PLR0913, PLR0917 - filters
     found, output = _given(context, db=db, output=output)
     store = _open(found, output)
     try:
-        rows = render.events_between(store, node=node, kind=kind, status=state, since=since, search=search, limit=count)
+        rows = render.events_between(
+            store, node=node, kind=kind, status=state, since=since, search=search, limit=count
+        )
     except ConfigurationError as error:
         _fail(error, output)
     finally:
@@ -254,7 +280,9 @@ def explain(
 
 @app.command()
 def init(
-    directory: Annotated[Path, typer.Argument(help="Where to write; must not hold any of these files yet.")] = Path(),
+    directory: Annotated[
+        Path, typer.Argument(help="Where to write; must not hold any of these files yet.")
+    ] = Path(),
 ) -> None:
     """Write a working desired state, inventory and settings for a new repository."""
     out = render.console()

@@ -25,7 +25,11 @@ class Converger:
         self.settings, self.observer, self.protected, self.on_run = settings, observer, protected, on_run
 
     def repair(
-        self, actions: Sequence[Action], resources: Mapping[ResourceId, Resource], before: Observed, attempt: str
+        self,
+        actions: Sequence[Action],
+        resources: Mapping[ResourceId, Resource],
+        before: Observed,
+        attempt: str,
     ) -> tuple[list[Outcome], Observed]:
         """Apply ``actions``, verify them, undo the failures; returns outcomes and what was last seen.
 
@@ -115,7 +119,9 @@ class _Judge:
         rid, observation = action.id, self.seen.observations[action.id]
         error = self.errors.get(rid, "")
         if not observation.is_known:
-            detail = "; ".join(part for part in (error, f"could not be verified: {observation.unknown}") if part)
+            detail = "; ".join(
+                part for part in (error, f"could not be verified: {observation.unknown}") if part
+            )
             return Outcome(rid, Status.FAILED, detail, action.changes, 4)
         drift = self.drifts.get(rid)
         if drift is None:
@@ -133,7 +139,10 @@ class _Judge:
         rid = action.id
         before, after = self.first.get(rid), self.last.get(rid)
         if rid in self.undo_errors or not _as_before(before, after):
-            why = self.undo_errors.get(rid) or f"afterwards it is neither as before nor as desired: {_seen(after)}"
+            why = (
+                self.undo_errors.get(rid)
+                or f"afterwards it is neither as before nor as desired: {_seen(after)}"
+            )
             return Outcome(rid, Status.FAILED, f"{reason}; the undo failed too: {why}", action.changes, 5)
         return Outcome(rid, Status.ROLLED_BACK, reason, action.changes, 3)
 
@@ -151,4 +160,8 @@ def _as_before(before: Drift | None, after: Drift | None) -> bool:
 
 
 def _seen(drift: Drift | None) -> str:
-    return ", ".join(f"{change.field} is {change.observed}" for change in drift.changes) if drift else "as desired"
+    return (
+        ", ".join(f"{change.field} is {change.observed}" for change in drift.changes)
+        if drift
+        else "as desired"
+    )

@@ -47,7 +47,9 @@ class Inventory:
             loader.set_vault_secrets(secrets)
             self._manager = InventoryManager(loader=loader, sources=[str(self.path)])
         except AnsibleError as error:
-            raise ConfigurationError([Problem(f"the inventory {self.path} cannot be read: {error}")]) from error
+            raise ConfigurationError(
+                [Problem(f"the inventory {self.path} cannot be read: {error}")]
+            ) from error
         self._loader = loader
         if not self._manager.hosts:
             hint = "list at least one host; `ansible-inventory --graph` shows what Ansible sees"
@@ -96,7 +98,9 @@ class Inventory:
                 found[name] = {key: _plain(templar, key, value, name) for key, value in own.items()}
                 found[name] |= {"inventory_hostname": name, "group_names": sorted(raw.get("group_names", []))}
         except AnsibleError as error:
-            raise ConfigurationError([Problem(f"the inventory's variables cannot be read: {error}")]) from error
+            raise ConfigurationError(
+                [Problem(f"the inventory's variables cannot be read: {error}")]
+            ) from error
         finally:
             if before is None:
                 del os.environ["RECONCILER_VARS"]

@@ -83,7 +83,9 @@ def _state(name: str, answers: list[dict[str, Any]]) -> NodeState:
     return NodeState(name, reachable=True, reason=reason, transport=transport, seconds=round(total, 3))
 
 
-def _observations(batches: list[list[Resource]], answers: list[dict[str, Any]]) -> dict[ResourceId, Observation]:
+def _observations(
+    batches: list[list[Resource]], answers: list[dict[str, Any]]
+) -> dict[ResourceId, Observation]:
     """Facts or the reason why there are none, for every resource that was asked for."""
     found = {}
     for index, group in enumerate(batches):

@@ -37,7 +37,9 @@ def ready(plan: Plan, attempted: Set[ResourceId]) -> tuple[Action, ...]:
 
 def _dependencies_first(resources: Mapping[ResourceId, Resource]) -> list[ResourceId]:
     """The given order (kinds that write files come before those that read them), dependencies first."""
-    graph = TopologicalSorter({rid: [d for d in r.depends_on if d in resources] for rid, r in resources.items()})
+    graph = TopologicalSorter(
+        {rid: [d for d in r.depends_on if d in resources] for rid, r in resources.items()}
+    )
     order = list(graph.static_order())
     position = {rid: index for index, rid in enumerate(resources)}
     depth: dict[ResourceId, int] = {}
@@ -97,7 +99,9 @@ class _Planner:
             return None
         if resource.policy.mode is Mode.IGNORE:
             return None
-        paths = sorted(path for rid in writers for path in self.resources[rid].paths_written & resource.paths_read)
+        paths = sorted(
+            path for rid in writers for path in self.resources[rid].paths_written & resource.paths_read
+        )
         return kinds()[resource.id.kind].consequence(resource, observation.facts, paths[0])
 
     def _reason_to_skip(self, resource: Resource, changes: tuple[Change, ...]) -> Skip | None:
@@ -117,8 +121,12 @@ class _Planner:
     def _blocked(self, resource: Resource, changes: tuple[Change, ...]) -> Skip | None:
         for dependency in resource.depends_on:
             if dependency in self.skips:
-                return Skip(resource.id, f"waits for {dependency}, which is not as desired", changes, is_failure=True)
+                return Skip(
+                    resource.id, f"waits for {dependency}, which is not as desired", changes, is_failure=True
+                )
             observation = self.observations.get(dependency)
             if observation is not None and not observation.is_known:
-                return Skip(resource.id, f"waits for {dependency}, whose state is unknown", changes, is_failure=True)
+                return Skip(
+                    resource.id, f"waits for {dependency}, whose state is unknown", changes, is_failure=True
+                )
         return None

@@ -27,7 +27,9 @@ AS_DESIRED, DRIFTED, UNKNOWN = "AsDesired", "Drifted", "Unknown"
 class Recorder:
     """Writes as the pass goes, so that a pass that dies has told what it had begun."""
 
-    def __init__(self, store: Store, resources: Mapping[ResourceId, Resource], run_id: str, revision: str) -> None:
+    def __init__(
+        self, store: Store, resources: Mapping[ResourceId, Resource], run_id: str, revision: str
+    ) -> None:
         """``resources`` is everything declared, also what this pass does not look at."""
         self.store, self.resources = store, resources
         self.context = {"run": run_id, "revision": revision}
@@ -99,11 +101,19 @@ class Recorder:
         for row in rows:
             before = self.conditions.get(row["issue_key"])
             if is_open(before) and row["status"] == "True" and row["issue_key"] not in ours:
-                details = {**self.context, "reason": "it is as desired again, without our doing", "changes": []}
+                details = {
+                    **self.context,
+                    "reason": "it is as desired again, without our doing",
+                    "changes": [],
+                }
                 self._event(ResourceId.parse(row["issue_key"]), Status.FIXED, 1, details, 0)
 
     def _condition(
-        self, rid: ResourceId, report: Report, remaining: Mapping[ResourceId, Drift], reasons: Mapping[ResourceId, str]
+        self,
+        rid: ResourceId,
+        report: Report,
+        remaining: Mapping[ResourceId, Drift],
+        reasons: Mapping[ResourceId, str],
     ) -> dict[str, Any]:
         observation = report.observed.observations[rid]
         before = self.conditions.get(str(rid))
@@ -142,4 +152,8 @@ def is_open(condition: Mapping[str, Any] | None) -> bool:
 def change_details(change: Change) -> dict[str, Any]:
     """A change as JSON, without its text diff: that can be as long as the file."""
     found = {"field": change.field, "desired": change.desired, "observed": change.observed}
-    return {**found, **({} if change.fixable else {"fixable": False}), **({"note": change.note} if change.note else {})}
+    return {
+        **found,
+        **({} if change.fixable else {"fixable": False}),
+        **({"note": change.note} if change.note else {}),
+    }

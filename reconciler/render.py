@@ -11,7 +11,14 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
@@ -49,7 +56,12 @@ def short(value: Any) -> str:
 def change_text(change: Change | Mapping[str, Any]) -> str:
     """``field observed → desired`` and the reason where it is only reported."""
     if isinstance(change, Change):
-        change = {"field": change.field, "desired": change.desired, "observed": change.observed, "note": change.note}
+        change = {
+            "field": change.field,
+            "desired": change.desired,
+            "observed": change.observed,
+            "note": change.note,
+        }
     note = f" ({change['note']})" if change.get("note") else ""
     return f"{change['field']}: {short(change['observed'])} → {short(change['desired'])}{note}"
 
@@ -67,7 +79,10 @@ def problems(error: ConfigurationError, out: Console) -> None:
             length = max(1, min(problem.mark.length, 110 - (problem.mark.column - 1 - start)))
             gutter = f"{problem.mark.line:>5} | "
             out.print(Text(gutter + shown), soft_wrap=True)
-            out.print(Text(" " * (len(gutter) + problem.mark.column - 1 - start) + "^" * length, "bold red"), soft_wrap=True)
+            out.print(
+                Text(" " * (len(gutter) + problem.mark.column - 1 - start) + "^" * length, "bold red"),
+                soft_wrap=True,
+            )
         if problem.hint:
             out.print(Text.assemble(("  hint: ", "cyan"), problem.hint), soft_wrap=True)
     out.print(Text(f"{len(error.problems)} problem(s); nothing was touched.", "bold"), soft_wrap=True)
@@ -190,10 +205,14 @@ def _summary(found: Report) -> Text:
     return text
 
 
-def events_between(store: Any, *, since: str | None, status: str | None, **filters: Any) -> list[dict[str, Any]]:
+def events_between(
+    store: Any, *, since: str | None, status: str | None, **filters: Any
+) -> list[dict[str, Any]]:
     """Events by the filters of the command line. Raises ConfigurationError for one that makes no sense."""
     if status is not None and status not in [value.value for value in Status]:
-        raise ConfigurationError(f"--status is one of {', '.join(value.value for value in Status)}, not {status!r}")
+        raise ConfigurationError(
+            f"--status is one of {', '.join(value.value for value in Status)}, not {status!r}"
+        )
     moment = None
     if since is not None:
         try:
@@ -202,7 +221,9 @@ def events_between(store: Any, *, since: str | None, status: str | None, **filte
             try:
                 moment = now_text(datetime.fromisoformat(since))
             except ValueError:
-                raise ConfigurationError(f"--since: {since!r} is neither a duration (2h, 3d) nor an ISO date") from None
+                raise ConfigurationError(
+                    f"--since: {since!r} is neither a duration (2h, 3d) nor an ISO date"
+                ) from None
     try:
         return list(reversed(store.events(since=moment, status=status, **filters)))
     except sqlite3.OperationalError as error:
@@ -221,7 +242,9 @@ def events(rows: Iterable[Mapping[str, Any]], out: Console) -> None:
         said = f"{details['reason']} [{what}]" if details.get("reason") else what
         state = row["status"].replace("_", " ")
         when = row["timestamp"][:19].replace("T", " ")
-        table.add_row(when, row["check_type"], escape(row["issue_key"]), Text(state, STYLES.get(state, "")), Text(said))
+        table.add_row(
+            when, row["check_type"], escape(row["issue_key"]), Text(state, STYLES.get(state, "")), Text(said)
+        )
     out.print(table)
 
 
@@ -245,10 +268,20 @@ def explanation(document: Mapping[str, Any], out: Console) -> None:
         for key, value in document["desired"].items():
             out.print(Text.assemble((f"  {key:<14}", "dim"), short(value)), soft_wrap=True)
     for dependency in document["depends_on"]:
-        out.print(Text.assemble(("depends on ", "dim"), f"{dependency['id']} ({dependency['status']})"), soft_wrap=True)
+        out.print(
+            Text.assemble(("depends on ", "dim"), f"{dependency['id']} ({dependency['status']})"),
+            soft_wrap=True,
+        )
     policy = document["policy"]
-    out.print(Text.assemble(("policy     ", "dim"), ", ".join(f"{k} {v}" for k, v in policy.items() if v)), soft_wrap=True)
-    out.print(Text.assemble(("attempts   ", "dim"), f"{document['attempts_in_episode']} since it was last as desired"))
+    out.print(
+        Text.assemble(("policy     ", "dim"), ", ".join(f"{k} {v}" for k, v in policy.items() if v)),
+        soft_wrap=True,
+    )
+    out.print(
+        Text.assemble(
+            ("attempts   ", "dim"), f"{document['attempts_in_episode']} since it was last as desired"
+        )
+    )
     if document["events"]:
         out.print()
         events(reversed(document["events"]), out)

@@ -47,7 +47,8 @@ def as_json(report: Report) -> dict[str, Any]:
         "durations": {
             "total": round(report.seconds, 3),
             "runs": [
-                {"playbook": run.playbook, "nodes": run.nodes, "seconds": round(run.seconds, 3)} for run in report.runs
+                {"playbook": run.playbook, "nodes": run.nodes, "seconds": round(run.seconds, 3)}
+                for run in report.runs
             ],
         },
     }

@@ -52,7 +52,11 @@ def _batch(
 ) -> dict[str, Any]:
     nonce = f"@@{secrets.token_hex(12)}@@"
     probes = [
-        {"kind": r.id.kind, "args": kinds()[r.id.kind].probe_args(r), "timeout": kinds()[r.id.kind].PROBE_SECONDS}
+        {
+            "kind": r.id.kind,
+            "args": kinds()[r.id.kind].probe_args(r),
+            "timeout": kinds()[r.id.kind].PROBE_SECONDS,
+        }
         for r in resources
     ]
     request = {"nonce": nonce, "probes": probes, "environment": environment(variables)}

@@ -13,7 +13,9 @@ TEMPLATES = Path(__file__).parent / "scaffold_files"
 def write(directory: Path) -> list[Path]:
     """Write every file, or none where one of them exists already. Raises ConfigurationError."""
     sources = sorted(path for path in TEMPLATES.rglob("*") if path.is_file())
-    targets = {source: directory / str(source.relative_to(TEMPLATES)).replace("dot_", ".") for source in sources}
+    targets = {
+        source: directory / str(source.relative_to(TEMPLATES)).replace("dot_", ".") for source in sources
+    }
     standing = [target for target in targets.values() if target.exists()]
     if standing:
         hint = "choose an empty directory, or move these away"

@@ -31,7 +31,19 @@ def status_document(store: Store, limit: str | None = None) -> dict[str, Any]:
             node: {
                 "score": _score(rows),
                 "resources": [
-                    {key: row[key] for key in ("issue_key", "kind", "name", "status", "reason", "message", "since", "seen")}
+                    {
+                        key: row[key]
+                        for key in (
+                            "issue_key",
+                            "kind",
+                            "name",
+                            "status",
+                            "reason",
+                            "message",
+                            "since",
+                            "seen",
+                        )
+                    }
                     | {"changes": row["details"].get("changes", [])}
                     for row in rows
                 ],
@@ -49,7 +61,11 @@ def _score(rows: list[dict[str, Any]]) -> int | None:
 
 def status_table(document: dict[str, Any], out: Console) -> None:
     """Nodes down, resources across; then what is wrong, in words."""
-    columns = list(dict.fromkeys(f"{r['kind']}/{r['name']}" for node in document["nodes"].values() for r in node["resources"]))
+    columns = list(
+        dict.fromkeys(
+            f"{r['kind']}/{r['name']}" for node in document["nodes"].values() for r in node["resources"]
+        )
+    )
     kinds = list(dict.fromkeys(column.split("/")[0] for column in columns))
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("NODE", no_wrap=True)
@@ -70,11 +86,16 @@ def status_table(document: dict[str, Any], out: Console) -> None:
         for row in node["resources"]:
             if row["status"] != "True":
                 what = row["message"] or "; ".join(map(change_text, row["changes"]))
-                line = Text.assemble((f"{row['issue_key']} ", "bold"), (f"{row['reason']} ", STYLES[row["status"]]))
+                line = Text.assemble(
+                    (f"{row['issue_key']} ", "bold"), (f"{row['reason']} ", STYLES[row["status"]])
+                )
                 out.print(line + Text(f"since {row['since']}: {what}"), soft_wrap=True)
     last = document["last_pass"]
     if last:
-        out.print(f"last pass {last['started']} ({last['scope']}, {last['seconds']} s, exit {last['exit_code']})", soft_wrap=True)
+        out.print(
+            f"last pass {last['started']} ({last['scope']}, {last['seconds']} s, exit {last['exit_code']})",
+            soft_wrap=True,
+        )
 
 
 def explain_lines(text: str, desired: Desired, store: Store) -> dict[str, Any]:
@@ -83,7 +104,9 @@ def explain_lines(text: str, desired: Desired, store: Store) -> dict[str, Any]:
     try:
         rid = ResourceId.parse(text)
     except ValueError:
-        raise ConfigurationError([Problem(f"{text!r} is not NODE/KIND/NAME", hint=suggestion(text, known))]) from None
+        raise ConfigurationError(
+            [Problem(f"{text!r} is not NODE/KIND/NAME", hint=suggestion(text, known))]
+        ) from None
     resource = desired.resources.get(rid)
     if resource is None:
         raise ConfigurationError([Problem(f"{text} is not declared", hint=suggestion(text, known))])
@@ -102,7 +125,10 @@ def explain_lines(text: str, desired: Desired, store: Store) -> dict[str, Any]:
             "suspended": policy.suspend.reason if policy.suspend else None,
         },
         "depends_on": [
-            {"id": str(dependency), "status": (store.condition(str(dependency)) or {}).get("status", "never looked at")}
+            {
+                "id": str(dependency),
+                "status": (store.condition(str(dependency)) or {}).get("status", "never looked at"),
+            }
             for dependency in resource.depends_on
         ],
         "condition": store.condition(str(rid)),

@@ -53,7 +53,9 @@ def _m001_initial(db: sqlite_utils.Database) -> None:
 
 
 def _m002_search(db: sqlite_utils.Database) -> None:
-    db.table("guardian_events").enable_fts(["issue_key", "details"], create_triggers=True, tokenize="unicode61")
+    db.table("guardian_events").enable_fts(
+        ["issue_key", "details"], create_triggers=True, tokenize="unicode61"
+    )
 
 
 MIGRATIONS: tuple[Callable[[sqlite_utils.Database], None], ...] = (_m001_initial, _m002_search)
@@ -76,7 +78,9 @@ class Store:
             self._migrate()
         except (sqlite3.Error, OSError) as error:
             hint = "name another file with --db, or move this one away"
-            raise ConfigurationError([Problem(f"the database {path} cannot be used: {error}", hint=hint)]) from error
+            raise ConfigurationError(
+                [Problem(f"the database {path} cannot be used: {error}", hint=hint)]
+            ) from error
 
     def close(self) -> None:
         """Let go of the file."""
@@ -156,7 +160,10 @@ class Store:
             "issue_key": ("e.issue_key = :issue_key", issue_key),
             "status": ("e.status = :status", status),
             "since": ("e.timestamp >= :since", since),
-            "search": ("e.id IN (SELECT rowid FROM guardian_events_fts WHERE guardian_events_fts MATCH :search)", search),
+            "search": (
+                "e.id IN (SELECT rowid FROM guardian_events_fts WHERE guardian_events_fts MATCH :search)",
+                search,
+            ),
         }
         for name, (clause, value) in filters.items():
             if value is not None:
@@ -192,7 +199,10 @@ class Store:
     def set_conditions(self, rows: Iterable[Mapping[str, Any]], forget: Iterable[str] = ()) -> None:
         """Write conditions; ``forget`` names those whose declaration is gone."""
         with self.db.conn:
-            prepared = [{**row, "details": json.dumps(row["details"], ensure_ascii=False, default=str)} for row in rows]
+            prepared = [
+                {**row, "details": json.dumps(row["details"], ensure_ascii=False, default=str)}
+                for row in rows
+            ]
             self.db.table("conditions").upsert_all(prepared, pk="issue_key")
             for issue_key in forget:
                 self.db.execute("DELETE FROM conditions WHERE issue_key = ?", [issue_key])

@@ -12,7 +12,14 @@ from pydantic import BaseModel, ValidationError
 from reconciler.desired.places import Document, Path_, suggestion
 from reconciler.model import Problem
 
-_KINDS = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list", dict: "a mapping"}
+_KINDS = {
+    bool: "true or false",
+    int: "a number",
+    float: "a number",
+    str: "text",
+    list: "a list",
+    dict: "a mapping",
+}
 
 
 def kind_of(value: Any) -> str:
@@ -46,7 +53,16 @@ def _existing(document: Document, base: Path_, loc: tuple[int | str, ...]) -> Pa
 
 def _words(item: Any, model: type[BaseModel], document: Document, path: Path_) -> tuple[str, str]:
     loc, value = item["loc"], item.get("input")
-    name = str(next((part for part in reversed(loc) if isinstance(part, str) and not part.startswith(("function", "["))), ""))
+    name = str(
+        next(
+            (
+                part
+                for part in reversed(loc)
+                if isinstance(part, str) and not part.startswith(("function", "["))
+            ),
+            "",
+        )
+    )
     if item["type"] == "extra_forbidden":
         return f"unknown key {loc[-1]!r}", suggestion(str(loc[-1]), _known(model, loc[:-1]))
     if item["type"] == "missing":

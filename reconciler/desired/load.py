@@ -100,7 +100,9 @@ class _Loader:
     def _stop_on_problems(self) -> None:
         if self.problems:
             unique = {(str(p.mark), p.message): p for p in self.problems}
-            by_place = sorted(unique.values(), key=lambda p: (p.mark or Mark("")).file + f"{(p.mark or Mark('')).line:09}")
+            by_place = sorted(
+                unique.values(), key=lambda p: (p.mark or Mark("")).file + f"{(p.mark or Mark('')).line:09}"
+            )
             raise DesiredError(by_place, self.documents)
 
     # --- files and entries ---
@@ -109,7 +111,11 @@ class _Loader:
         if not self.directory.is_dir():
             hint = "name it with --desired, or make one with: reconcile init"
             raise ConfigurationError([Problem(f"no desired state at {self.directory}", hint=hint)])
-        found = sorted(p for p in self.directory.iterdir() if p.suffix in (".yml", ".yaml") and not p.name.startswith("."))
+        found = sorted(
+            p
+            for p in self.directory.iterdir()
+            if p.suffix in (".yml", ".yaml") and not p.name.startswith(".")
+        )
         if not found:
             hint = "write one, or let `reconcile init` make an example"
             raise ConfigurationError([Problem(f"no *.yml file in {self.directory}", hint=hint)])
@@ -132,11 +138,15 @@ class _Loader:
                 model = sections().get(section)
                 if model is None:
                     hint = suggestion(section, [*sections(), *Header.model_fields])
-                    self.problems.append(Problem(f"unknown section {section!r}", document.mark((section,), key=True), hint))
+                    self.problems.append(
+                        Problem(f"unknown section {section!r}", document.mark((section,), key=True), hint)
+                    )
                 else:
                     yield from self._section(document, section, model, data)
 
-    def _section(self, document: Document, section: str, model: type[Declaration], data: Any) -> Iterator[_Entry]:
+    def _section(
+        self, document: Document, section: str, model: type[Declaration], data: Any
+    ) -> Iterator[_Entry]:
         if data is None:
             return
         if not isinstance(data, list):
@@ -159,7 +169,9 @@ class _Loader:
                 if key in merged:
                     first = merged[key][1].mark((key,), key=True)
                     message = f"{key} stands in two files; the first is {first}"
-                    self.problems.append(Problem(message, document.mark((key,), key=True), "keep one of them"))
+                    self.problems.append(
+                        Problem(message, document.mark((key,), key=True), "keep one of them")
+                    )
                 else:
                     merged[key] = (document.data[key], document)
         values: dict[str, Any] = {}
@@ -192,7 +204,9 @@ class _Loader:
         pattern = entry.data.get("nodes")
         if not isinstance(pattern, str) or not pattern:
             if "nodes" not in entry.data:
-                self.problems.append(entry.problem((), "nodes is missing", "an Ansible host pattern such as: nodes: workers"))
+                self.problems.append(
+                    entry.problem((), "nodes is missing", "an Ansible host pattern such as: nodes: workers")
+                )
             else:
                 self._validated(entry, entry.data)
             return ()
@@ -250,13 +264,18 @@ class _Loader:
         for index, name in enumerate(declaration.ignore):
             if name not in comparable:
                 hint = suggestion(name, comparable)
-                raise FieldError(f"ignore.{index}", f"{declaration.KIND} has no field {name!r} to ignore", hint)
+                raise FieldError(
+                    f"ignore.{index}", f"{declaration.KIND} has no field {name!r} to ignore", hint
+                )
         return {key: value for key, value in resolved.fields.items() if key not in declaration.ignore}
 
     def _policy(self, declaration: Declaration, node: str, entry: _Entry) -> Policy:
         """Defaults of the file, then of the kind, then of the node's variables, then the resource's own words."""
         defaults = self.header.defaults
-        layers: list[PolicyFields | None] = [defaults, getattr(defaults, f"{declaration.KIND}_", None) if defaults else None]
+        layers: list[PolicyFields | None] = [
+            defaults,
+            getattr(defaults, f"{declaration.KIND}_", None) if defaults else None,
+        ]
         own = self.inventory.variables[node].get("reconciler_defaults")
         if own is not None:
             try:
@@ -321,8 +340,14 @@ class _Loader:
             TopologicalSorter({rid: r.depends_on for rid, r in resources.items()}).prepare()
         except CycleError as error:
             cycle = error.args[1]
-            message = "dependency cycle: " + " -> ".join(f"{r.kind}/{r.name}" for r in cycle) + f" (on {cycle[0].node})"
-            self.problems.append(Problem(message, resources[cycle[0]].declared_at, "remove one of these depends_on"))
+            message = (
+                "dependency cycle: "
+                + " -> ".join(f"{r.kind}/{r.name}" for r in cycle)
+                + f" (on {cycle[0].node})"
+            )
+            self.problems.append(
+                Problem(message, resources[cycle[0]].declared_at, "remove one of these depends_on")
+            )
 
     def _protected(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys([*ALWAYS_PROTECTED, *(self.header.protected or ())]))
@@ -335,8 +360,12 @@ class _Loader:
                     subject = path if "/" in pattern else posixpath.basename(path)
                     wanted = posixpath.normpath(pattern) if "/" in pattern else pattern
                     if fnmatch.fnmatch(subject, wanted) or path.startswith(wanted.rstrip("/") + "/"):
-                        message = f"{resource.id.kind} {resource.id.name!r} would write {path}, which is protected"
-                        self.problems.append(Problem(message, resource.declared_at, f"protected by the entry {pattern!r}"))
+                        message = (
+                            f"{resource.id.kind} {resource.id.name!r} would write {path}, which is protected"
+                        )
+                        self.problems.append(
+                            Problem(message, resource.declared_at, f"protected by the entry {pattern!r}")
+                        )
 
     def _ordered(self, resources: Mapping[ResourceId, Resource]) -> dict[ResourceId, Resource]:
         order = {model.KIND: model.ORDER for model in sections().values()}
@@ -364,7 +393,9 @@ def _digest(resolved: Resolved) -> str:
 
 @cache
 def _environment() -> ImmutableSandboxedEnvironment:
-    return ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)  # noqa: S701 - text files, not HTML
+    return ImmutableSandboxedEnvironment(
+        undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False
+    )  # noqa: S701 - text files, not HTML
 
 
 def _render(text: str, variables: Mapping[str, Any]) -> str:

@@ -30,7 +30,10 @@ class Limits(Strict):
 def _defaults_model() -> type[PolicyFields]:
     """Defaults for all resources, and per kind."""
     per_kind: dict[str, Any] = {
-        f"{name}_": (PolicyFields | None, Field(None, alias=name, description=f"Defaults for the kind {name}."))
+        f"{name}_": (
+            PolicyFields | None,
+            Field(None, alias=name, description=f"Defaults for the kind {name}."),
+        )
         for name in kinds()
     }
     model = create_model("Defaults", __base__=PolicyFields, **per_kind)

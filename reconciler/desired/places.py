@@ -52,7 +52,9 @@ def read(path: Path, name: str) -> Document:
         document.text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         line = path.read_bytes()[: error.start].count(b"\n") + 1
-        document.problems.append(Problem("this is not UTF-8 text", Mark(name, line), "save the file as UTF-8"))
+        document.problems.append(
+            Problem("this is not UTF-8 text", Mark(name, line), "save the file as UTF-8")
+        )
         return document
     except OSError as error:
         document.problems.append(Problem(f"cannot be read: {error.strerror}", Mark(name)))
@@ -122,7 +124,9 @@ class _Builder:
     def _scalar(self, node: yaml.Node, path: Path_) -> Any:
         self.document.raw[path] = node.value
         if not node.tag.startswith("tag:yaml.org,2002:"):
-            self._problem(f"unknown tag {node.tag}", node, "references are written {$env: NAME}, without tags")
+            self._problem(
+                f"unknown tag {node.tag}", node, "references are written {$env: NAME}, without tags"
+            )
             return None
         try:
             return self.scalars.construct_object(node)
@@ -141,7 +145,11 @@ class _Builder:
             if not isinstance(key_node, yaml.ScalarNode):
                 self._problem("a key has to be plain text", key_node)
                 continue
-            if key_node.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"):
+            if key_node.tag not in (
+                "tag:yaml.org,2002:str",
+                "tag:yaml.org,2002:int",
+                "tag:yaml.org,2002:float",
+            ):
                 hint = f'write it in quotes: "{key_node.value}"'
                 self._problem(f"the key {key_node.value} is not text in YAML 1.1", key_node, hint)
                 continue

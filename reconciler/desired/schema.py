@@ -65,7 +65,9 @@ def _allow_references(definition: dict[str, Any]) -> None:
     for name, field in definition["properties"].items():
         if name in ("name", "nodes"):
             continue
-        outer = {key: field.pop(key) for key in ("title", "description", "default", "examples") if key in field}
+        outer = {
+            key: field.pop(key) for key in ("title", "description", "default", "examples") if key in field
+        }
         inner = field.pop("anyOf", None) or [dict(field)]
         field.clear()
         field |= {**outer, "anyOf": [*inner, {"$ref": "#/definitions/Reference"}]}

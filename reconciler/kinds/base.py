@@ -232,5 +232,7 @@ def body_change(resource: Resource, facts: Mapping[str, Any], change: Change, la
         f"{label} (observed)",
         f"{label} (desired)",
     )
-    text = "".join(line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in lines)
+    text = "".join(
+        line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in lines
+    )
     return Change(change.field, change.desired, change.observed, change.fixable, change.note, text)

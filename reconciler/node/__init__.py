@@ -68,4 +68,6 @@ def parse(nonce: str, status: int, out: str, err: str) -> dict[str, Any]:
     said = " | ".join((err.strip() or out.strip()).splitlines()[-3:])[-400:]
     if status == 127 or "not found" in said.lower():  # noqa: PLR2004 - the shell's "no such command"
         raise BadAnswerError(f"no Python on the node (set ansible_python_interpreter): {said}")
-    raise BadAnswerError(f"the node answered with exit status {status} and no facts: {said or 'nothing at all'}")
+    raise BadAnswerError(
+        f"the node answered with exit status {status} and no facts: {said or 'nothing at all'}"
+    )

@@ -16,7 +16,15 @@ import time
 
 MAX_TEXT = 64 * 1024  # bytes of a text file that travel back for a diff
 EXTRA_PATH = ("~/.local/bin", "~/bin")
-LATE_PATH = ("/usr/local/bin", "/usr/bin", "/bin", "/usr/local/sbin", "/usr/sbin", "/sbin", "/opt/homebrew/bin")
+LATE_PATH = (
+    "/usr/local/bin",
+    "/usr/bin",
+    "/bin",
+    "/usr/local/sbin",
+    "/usr/sbin",
+    "/sbin",
+    "/opt/homebrew/bin",
+)
 
 
 class Refused(Exception):
@@ -280,7 +288,9 @@ def put_back(record, created=()):
         link_atomically(record["target"], path)
     else:
         if sha256(record["backup"]) != record["content"]:
-            raise Refused("the backup %s was changed since it was made; %s is left as it is" % (record["backup"], path))
+            raise Refused(
+                "the backup %s was changed since it was made; %s is left as it is" % (record["backup"], path)
+            )
         copy_file(record["backup"], path)
     for directory in reversed(list(created)):
         with contextlib.suppress(OSError):
@@ -338,7 +348,14 @@ def write_journal(kind, name, attempt, state, saved):
     """Record how far an attempt came and what it saved; on disk before this returns."""
     path = journal_path(kind, name, attempt)
     os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-    record = {"kind": kind, "name": name, "attempt": attempt, "state": state, "saved": saved, "at": time.time()}
+    record = {
+        "kind": kind,
+        "name": name,
+        "attempt": attempt,
+        "state": state,
+        "saved": saved,
+        "at": time.time(),
+    }
     write_atomically(path, json.dumps(record).encode(), 0o600)
 
 

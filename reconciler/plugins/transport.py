@@ -143,7 +143,9 @@ def control_command(connection: Any) -> tuple[list[str], Path | None]:
             setattr(connection, name, connection.get_option(option))
     built = connection._build_command(connection.get_option("ssh_executable"), "ssh", connection.host)  # noqa: SLF001
     command = [word.decode() for word in built]
-    paths = [m[1].strip('"') for word in command if (m := re.match(r"(?:-o)?ControlPath[ =](.*)", word, re.I))]
+    paths = [
+        m[1].strip('"') for word in command if (m := re.match(r"(?:-o)?ControlPath[ =](.*)", word, re.I))
+    ]
     if not paths or paths[0].lower() == "none":
         return command, None
     if "%" not in paths[0]:
@@ -153,7 +155,9 @@ def control_command(connection: Any) -> tuple[list[str], Path | None]:
 
 def _expanded_by_ssh(command: list[str]) -> Path | None:
     """The control path with ssh's own %-tokens filled in, as only ssh knows them."""
-    answer = subprocess.run([*command[:-1], "-G", command[-1]], capture_output=True, text=True, timeout=5, check=False)
+    answer = subprocess.run(
+        [*command[:-1], "-G", command[-1]], capture_output=True, text=True, timeout=5, check=False
+    )
     match = re.search(r"^controlpath (.+)$", answer.stdout, re.MULTILINE)
     return Path(match[1]) if match and match[1] != "none" else None
 
@@ -166,7 +170,9 @@ def socket_state(command: list[str], path: Path | None) -> str:
         return "absent"
     argv = [*command[:-1], "-O", "check", command[-1]]
     try:
-        check = subprocess.run(argv, capture_output=True, stdin=subprocess.DEVNULL, timeout=SOCKET_CHECK_SECONDS, check=False)
+        check = subprocess.run(
+            argv, capture_output=True, stdin=subprocess.DEVNULL, timeout=SOCKET_CHECK_SECONDS, check=False
+        )
     except subprocess.TimeoutExpired:
         return "hung"
     return "alive" if check.returncode == 0 else "dead"
@@ -180,7 +186,14 @@ def _fresh_login(command: list[str], path: Path, every: float) -> str:
             return "recent"
     argv = [command[0], "-o", "ControlMaster=no", "-o", "ControlPath=none", *command[1:], "true"]
     try:
-        login = subprocess.run(argv, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=FRESH_LOGIN_SECONDS, check=False)
+        login = subprocess.run(
+            argv,
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            timeout=FRESH_LOGIN_SECONDS,
+            check=False,
+        )
     except subprocess.TimeoutExpired:
         return f"failed: no answer within {FRESH_LOGIN_SECONDS:g} s"
     if login.returncode == 255:  # noqa: PLR2004 - ssh's own failure, not the command's
@@ -217,7 +230,11 @@ def failure_reason(error: Exception) -> str:
     if isinstance(error, AnsibleConnectionFailure | AnsibleError):
         text = str(error.message if hasattr(error, "message") else error)
         text = re.sub(r"^(Task failed: )?(Failed to connect to the host via ssh: )?", "", text)
-        lines = [line for line in text.strip().splitlines() if not line.startswith(("debug1:", "Warning: Permanently"))]
+        lines = [
+            line
+            for line in text.strip().splitlines()
+            if not line.startswith(("debug1:", "Warning: Permanently"))
+        ]
         return " | ".join(lines)[-400:]
     return str(error) or type(error).__name__
 

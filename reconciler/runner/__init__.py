@@ -78,7 +78,11 @@ class Workspace:
 
 
 def run(
-    name: str, nodes: Sequence[str], workspace: Workspace, settings: Settings, on_result: Callable[[Result], None]
+    name: str,
+    nodes: Sequence[str],
+    workspace: Workspace,
+    settings: Settings,
+    on_result: Callable[[Result], None],
 ) -> None:
     """Run a playbook on ``nodes``; every result is handed to ``on_result`` as it arrives.
 
@@ -195,7 +199,9 @@ def _lines(process: subprocess.Popen[bytes], deadline: float) -> Iterator[dict[s
             *lines, buffers[out] = buffers[out].split(b"\n")
             yield from (json.loads(line) for line in lines)
     if process.wait() != 0:
-        raise RunError(f"Ansible's process ended badly: {buffers[err].decode(errors='replace').strip()[-800:]}")
+        raise RunError(
+            f"Ansible's process ended badly: {buffers[err].decode(errors='replace').strip()[-800:]}"
+        )
 
 
 def _end_session(process: subprocess.Popen[bytes]) -> None:

@@ -48,7 +48,11 @@ def _essence(data: dict[str, Any]) -> dict[str, Any]:
     """What the reconciler reads of a task's result; everything else stays in this process."""
     result = data.get("res") or {}
     keys = ("reconciler", "msg", "changed", "attempt", "detail", "changes", "saved", "control_socket")
-    return {"task_action": data.get("task_action"), "role": data.get("role"), **{k: result[k] for k in keys if k in result}}
+    return {
+        "task_action": data.get("task_action"),
+        "role": data.get("role"),
+        **{k: result[k] for k in keys if k in result},
+    }
 
 
 if __name__ == "__main__":

@@ -65,7 +65,10 @@ class Schema(Declaration):
     @classmethod
     def probe_args(cls, resource: Resource) -> dict[str, Any]:
         """Only which tables to look at."""
-        return {"database": resource.args["database"], "tables": dict.fromkeys(resource.fields.get("tables", {}))}
+        return {
+            "database": resource.args["database"],
+            "tables": dict.fromkeys(resource.fields.get("tables", {})),
+        }
 
 
 def _normalized(name: str, table: Table) -> dict[str, Any]:

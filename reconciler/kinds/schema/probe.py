@@ -26,7 +26,9 @@ def _open(sqlite3, os, path):
     """
     idle = not os.path.exists(path + "-wal")
     quoted = path.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
-    database = sqlite3.connect("file:%s?%s" % (quoted, "immutable=1" if idle else "mode=ro"), uri=True, timeout=5)
+    database = sqlite3.connect(
+        "file:%s?%s" % (quoted, "immutable=1" if idle else "mode=ro"), uri=True, timeout=5
+    )
     database.execute("PRAGMA schema_version")
     return database
 
@@ -38,7 +40,12 @@ def _table(database, name):
     if not rows:
         return None
     columns = {
-        row[1]: {"type": (row[2] or "").upper(), "notnull": bool(row[3]), "default": row[4], "key": bool(row[5])}
+        row[1]: {
+            "type": (row[2] or "").upper(),
+            "notnull": bool(row[3]),
+            "default": row[4],
+            "key": bool(row[5]),
+        }
         for row in rows
     }
     indexes = {}
@@ -64,7 +71,9 @@ def changes(declared, facts):
         for index, wanted in sorted(table["indexes"].items()):
             seen = lookup(observed["indexes"], index)
             if seen is None:
-                found.append({"field": "%s.%s" % (name, index), "desired": _index_text(wanted), "observed": "absent"})
+                found.append(
+                    {"field": "%s.%s" % (name, index), "desired": _index_text(wanted), "observed": "absent"}
+                )
             elif seen != wanted:
                 note = "an index of this name covers something else; it is never dropped"
                 found.append(_reported("%s.%s" % (name, index), _index_text(wanted), _index_text(seen), note))

@@ -10,7 +10,16 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from reconciler.kinds.base import BodyFields, Context, Declaration, FieldError, Resolved, Strict, body_change, encode
+from reconciler.kinds.base import (
+    BodyFields,
+    Context,
+    Declaration,
+    FieldError,
+    Resolved,
+    Strict,
+    body_change,
+    encode,
+)
 from reconciler.model import Change, Resource
 
 SUFFIXES = (".service", ".timer", ".socket", ".path", ".target", ".mount")
@@ -60,7 +69,9 @@ class Service(Declaration):
 
     def resolve(self, context: Context) -> Resolved:
         """Unit name, file and wanted state."""
-        unit_name = self.name if self.name.endswith(SUFFIXES) or self.manager == "launchd" else f"{self.name}.service"
+        unit_name = (
+            self.name if self.name.endswith(SUFFIXES) or self.manager == "launchd" else f"{self.name}.service"
+        )
         body = self._body(context)
         path = self._unit_path(unit_name)
         fields: dict[str, Any] = {"state": self.state, "fresh": True}
@@ -95,14 +106,19 @@ class Service(Declaration):
 
     def _rendered(self, program: Program) -> bytes:
         if not program.command[0].startswith("/"):
-            raise FieldError("run.command", f"{program.command[0]!r} is not absolute", "name the program's full path")
+            raise FieldError(
+                "run.command", f"{program.command[0]!r} is not absolute", "name the program's full path"
+            )
         return self._plist(program) if self.manager == "launchd" else self._unit_file(program)
 
     def _unit_file(self, program: Program) -> bytes:
         target = "multi-user.target" if self.scope == "system" else "default.target"
         lines = ["[Unit]", f"Description={_unit_text(program.description or self.name)}", "", "[Service]"]
         lines += [f"ExecStart={' '.join(_unit_word(word, command=True) for word in program.command)}"]
-        lines += [f"Environment={_unit_word(f'{key}={value}')}" for key, value in sorted(program.environment.items())]
+        lines += [
+            f"Environment={_unit_word(f'{key}={value}')}"
+            for key, value in sorted(program.environment.items())
+        ]
         lines += [f"WorkingDirectory={_unit_text(program.directory)}"] if program.directory else []
         lines += ["Restart=on-failure", "RestartSec=5", "", "[Install]", f"WantedBy={target}", ""]
         return "\n".join(lines).encode()
@@ -133,7 +149,11 @@ class Service(Declaration):
     @classmethod
     def consequence(cls, resource: Resource, facts: Mapping[str, Any], path: str) -> Change | None:
         """A running service restarts when an input is replaced."""
-        if facts["state"] != "running" or resource.fields.get("state") != "running" or "fresh" not in resource.fields:
+        if (
+            facts["state"] != "running"
+            or resource.fields.get("state") != "running"
+            or "fresh" not in resource.fields
+        ):
             return None
         return Change("fresh", "started after its inputs", f"{path} is newer than the running process")
 

@@ -15,7 +15,9 @@ PROPERTIES = (
 
 def observe(args, _connection):
     """Unit file, whether enabled, state, and ``stale``: why the running process is older than its inputs."""
-    facts = {"file": lib.describe(lib.expand(args["unit_path"]), args.get("unit"))} if args.get("unit") else {}
+    facts = (
+        {"file": lib.describe(lib.expand(args["unit_path"]), args.get("unit"))} if args.get("unit") else {}
+    )
     manager = _launchd if args["manager"] == "launchd" else _systemd
     facts.update(manager(args))
     return facts
@@ -32,7 +34,9 @@ def systemctl(scope):
 def _systemd(args):
     argv, env = systemctl(args["scope"])
     try:
-        result = lib.run(argv + ["show", args["unit_name"], "--property=" + ",".join(PROPERTIES)], env=env, timeout=8)
+        result = lib.run(
+            argv + ["show", args["unit_name"], "--property=" + ",".join(PROPERTIES)], env=env, timeout=8
+        )
     except FileNotFoundError:
         raise RuntimeError("no systemctl on this node (is its service manager launchd?)") from None
     if result.status != 0:
@@ -98,7 +102,13 @@ def _launchd(args):
     except FileNotFoundError:
         raise RuntimeError("no launchctl on this node (is its service manager systemd?)") from None
     off = re.search(r'"%s" => (disabled|true)' % re.escape(args["unit_name"]), disabled.out)
-    facts = {"enabled": "disabled" if off else "enabled", "masked": False, "restarts": 0, "pid": 0, "stale": ""}
+    facts = {
+        "enabled": "disabled" if off else "enabled",
+        "masked": False,
+        "restarts": 0,
+        "pid": 0,
+        "stale": "",
+    }
     if result.status != 0:
         return dict(facts, state="missing", substate="not loaded", result="")
     state = re.search(r"^\s*state = (.+)$", result.out, re.MULTILINE)
@@ -108,7 +118,9 @@ def _launchd(args):
     facts["state"] = "running" if pid else "stopped"
     if pid:
         facts["pid"] = int(pid.group(1))
-        started = lib.run(["ps", "-o", "lstart=", "-p", pid.group(1)], env=lib.environment(LC_ALL="C")).out.strip()
+        started = lib.run(
+            ["ps", "-o", "lstart=", "-p", pid.group(1)], env=lib.environment(LC_ALL="C")
+        ).out.strip()
         with_epoch = time.mktime(time.strptime(started)) + 1 if started else 0
         facts["stale"] = newer_input(args, with_epoch) if with_epoch else ""
     return facts
@@ -119,18 +131,27 @@ def changes(declared, facts):
     found = []
     if "unit" in declared:
         found.extend(_file_changes(declared["unit"], facts["file"], facts))
-    if "enabled" in declared and (facts["enabled"] in ("enabled", "enabled-runtime", "static")) != declared["enabled"]:
+    if (
+        "enabled" in declared
+        and (facts["enabled"] in ("enabled", "enabled-runtime", "static")) != declared["enabled"]
+    ):
         settled = facts["enabled"] in ("static", "indirect", "generated", "alias") and not declared["enabled"]
         if not settled:
             seen = facts["enabled"] or "disabled"
             found.append({"field": "enabled", "desired": declared["enabled"], "observed": seen})
     if "state" in declared:
         wanted = declared["state"]
-        right = facts["state"] == "running" if wanted == "running" else facts["state"] not in ("running", "starting")
+        right = (
+            facts["state"] == "running"
+            if wanted == "running"
+            else facts["state"] not in ("running", "starting")
+        )
         if not right:
             found.append({"field": "state", "desired": wanted, "observed": _seen_state(facts)})
         elif wanted == "running" and facts["stale"] and "fresh" in declared:
-            found.append({"field": "fresh", "desired": "started after its inputs", "observed": facts["stale"]})
+            found.append(
+                {"field": "fresh", "desired": "started after its inputs", "observed": facts["stale"]}
+            )
     return found
 
 

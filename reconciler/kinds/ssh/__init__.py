@@ -16,7 +16,9 @@ class Ssh(Declaration):
     SECTION: ClassVar[str] = "ssh"
     CHECK_TYPE: ClassVar[str] = "C3"
     ORDER: ClassVar[int] = 10
-    NO_ROLLBACK: ClassVar[str] = "A dead control socket is of no use to anybody: there is nothing to go back to."
+    NO_ROLLBACK: ClassVar[str] = (
+        "A dead control socket is of no use to anybody: there is nothing to go back to."
+    )
     VERIFY_FRESH: ClassVar[bool] = True
 
     name: Name = Field("control", examples=["control"])

@@ -22,6 +22,12 @@ def changes(declared, facts):
     if "login" in declared and facts["login"].startswith("failed"):
         note = "an old session still works, a new login does not: look at sshd and the keys on the node"
         found.append(
-            {"field": "login", "desired": "working", "observed": facts["login"], "fixable": False, "note": note}
+            {
+                "field": "login",
+                "desired": "working",
+                "observed": facts["login"],
+                "fixable": False,
+                "note": note,
+            }
         )
     return found

@@ -30,13 +30,17 @@ class Install(Strict):
 
     apt: str | None = Field(None, min_length=1, examples=["jq", "jq=1.6-2.1", "/srv/packages/mm_2.1_all.deb"])
     """Debian package, NAME=VERSION, or a .deb on the node. Needs ``allow_become`` or a root connection."""
-    pip: str | None = Field(None, min_length=1, examples=["aider-chat==0.60", "/srv/packages/mm-2.1-py3-none-any.whl"])
+    pip: str | None = Field(
+        None, min_length=1, examples=["aider-chat==0.60", "/srv/packages/mm-2.1-py3-none-any.whl"]
+    )
     """Python package; gets a virtual environment of its own."""
     pipx: str | None = Field(None, min_length=1, examples=["aider-chat==0.60"])
     """The same as pip: one environment per tool, its command linked into the bin directory."""
     npm: str | None = Field(None, min_length=1, examples=["@anthropic-ai/claude-code@2.0.1"])
     """npm package, version or tarball; gets a prefix of its own, its command linked into the bin directory."""
-    url: str | None = Field(None, pattern=r"^(https?|file)://", examples=["https://example.org/mm-2.1.tar.gz"])
+    url: str | None = Field(
+        None, pattern=r"^(https?|file)://", examples=["https://example.org/mm-2.1.tar.gz"]
+    )
     """A file to download; a .tar.gz, .tgz, .tar.xz or .zip is unpacked. Needs ``sha256``."""
     sha256: Annotated[str, AfterValidator(_sha256)] | None = Field(None, examples=["9f86d081884c7d65" * 4])
     """What the download has to hash to."""
@@ -46,7 +50,14 @@ class Install(Strict):
     """An executable file beside the desired state; its content is compared as well."""
 
 
-METHODS: tuple[Literal["apt", "pip", "pipx", "npm", "url", "file"], ...] = ("apt", "pip", "pipx", "npm", "url", "file")
+METHODS: tuple[Literal["apt", "pip", "pipx", "npm", "url", "file"], ...] = (
+    "apt",
+    "pip",
+    "pipx",
+    "npm",
+    "url",
+    "file",
+)
 
 
 class Tool(Declaration):
@@ -61,7 +72,9 @@ class Tool(Declaration):
 
     command: str | None = Field(None, min_length=1, pattern=r"^[^/\s]+$", examples=["claude"])
     """The command; the resource's name when absent."""
-    version: Annotated[str, AfterValidator(_range)] | None = Field(None, examples=[">=2.0", ">=2.0,<3", "==2.1.*"])
+    version: Annotated[str, AfterValidator(_range)] | None = Field(
+        None, examples=[">=2.0", ">=2.0,<3", "==2.1.*"]
+    )
     """Versions that will do; absent means any."""
     version_args: list[str] = Field(["--version"], examples=[["version", "--short"]])
     """Arguments that make the command print its version."""
@@ -107,7 +120,9 @@ class Tool(Declaration):
             raise FieldError("install", "takes exactly one of " + ", ".join(METHODS))
         method = given[0]
         if method == "url" and self.install.sha256 is None:
-            raise FieldError("install", "a url needs its sha256", "what is downloaded is checked before it is run")
+            raise FieldError(
+                "install", "a url needs its sha256", "what is downloaded is checked before it is run"
+            )
         if method != "url" and (self.install.sha256 or self.install.member):
             raise FieldError("install", "sha256 and member go with url")
         found: dict[str, Any] = {"method": method, "source": getattr(self.install, method)}
@@ -125,7 +140,9 @@ class Tool(Declaration):
             hint = "paths are relative to the directory of the desired state"
             raise FieldError("install.file", f"cannot read {path!r}: {error.strerror}", hint) from None
         if len(body) > MAX_FILE:
-            raise FieldError("install.file", f"{len(body)} bytes are too many to send", "offer it by url instead")
+            raise FieldError(
+                "install.file", f"{len(body)} bytes are too many to send", "offer it by url instead"
+            )
         return {"sha256": hashlib.sha256(body).hexdigest(), "body": encode(body)}
 
     @classmethod
@@ -133,7 +150,11 @@ class Tool(Declaration):
         """How to look, without what is installed."""
         keys = ("command", "version_args", "version_regex", "path")
         wanted = {key: resource.args[key] for key in keys}
-        return {**wanted, "content": resource.fields.get("content"), "installable": bool(resource.args["install"])}
+        return {
+            **wanted,
+            "content": resource.fields.get("content"),
+            "installable": bool(resource.args["install"]),
+        }
 
 
 DECLARATION = Tool

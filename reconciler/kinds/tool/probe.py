@@ -21,7 +21,9 @@ def observe(args, _connection):
     if args.get("content"):
         facts["content"] = lib.sha256(path)
     try:
-        result = lib.run([path] + list(args["version_args"]), timeout=10, env=lib.environment(args.get("path") or ()))
+        result = lib.run(
+            [path] + list(args["version_args"]), timeout=10, env=lib.environment(args.get("path") or ())
+        )
     except subprocess.TimeoutExpired:
         raise RuntimeError("%s %s did not end within 10 s" % (path, " ".join(args["version_args"]))) from None
     except OSError as error:
@@ -68,7 +70,9 @@ def _change(field, desired, observed, fixable, note):
 
 def parse_version(text):
     """A key that sorts as versions do: numbers count, a pre-release comes before its release."""
-    match = re.match(r"^v?(\d+(?:\.\d+)*)(?:[-.]?(a|alpha|b|beta|c|rc|pre|next|dev)[-.]?(\d*))?", text.strip())
+    match = re.match(
+        r"^v?(\d+(?:\.\d+)*)(?:[-.]?(a|alpha|b|beta|c|rc|pre|next|dev)[-.]?(\d*))?", text.strip()
+    )
     if not match:
         raise ValueError("%r is no version" % text)
     numbers = [int(part) for part in match.group(1).split(".")]
@@ -116,5 +120,3 @@ def _holds(seen, operator, bound):
         ">=": seen >= other, "<=": seen <= other, ">": seen > other,
         "<": seen < other, "==": seen == other, "!=": seen != other,
     }[operator]  # fmt: skip
-
-

@@ -56,7 +56,9 @@ class Wrapper(Declaration, BodyFields):
             raise FieldError("dest", f"{self.dest!r} is a directory", "name the file itself")
         body = context.body(self) or b""
         if len(body) > MAX_BODY:
-            raise FieldError(self.sources()[0], f"{len(body)} bytes are more than a managed file may have ({MAX_BODY})")
+            raise FieldError(
+                self.sources()[0], f"{len(body)} bytes are more than a managed file may have ({MAX_BODY})"
+            )
         fields = {"type": "file", "content": hashlib.sha256(body).hexdigest(), "mode": self._permissions()}
         fields |= {"owner": self.owner, "group": self.group}
         return Resolved(
@@ -78,7 +80,9 @@ class Wrapper(Declaration, BodyFields):
         except ValueError as error:
             raise FieldError("validate", f"cannot be split into words: {error}") from None
         if not any("%s" in word for word in words):
-            raise FieldError("validate", "has no %s", 'put %s where the file\'s name goes, as in "bash -n %s"')
+            raise FieldError(
+                "validate", "has no %s", 'put %s where the file\'s name goes, as in "bash -n %s"'
+            )
         return words
 
     @classmethod
@@ -90,7 +94,9 @@ class Wrapper(Declaration, BodyFields):
     def changes(cls, resource: Resource, facts: Mapping[str, Any]) -> tuple[Change, ...]:
         """As the node sees them, with a text diff for the content."""
         return tuple(
-            body_change(resource, facts, change, resource.args["dest"]) if change.field == "content" else change
+            body_change(resource, facts, change, resource.args["dest"])
+            if change.field == "content"
+            else change
             for change in super().changes(resource, facts)
         )
 

@@ -30,7 +30,10 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         super().run(tmp, task_vars)
         host = (task_vars or {})["inventory_hostname"]
         request = json.loads((Path(self._task.args["requests"]) / f"{host}.json").read_text(encoding="utf-8"))
-        return {"changed": False, "reconciler": {"batches": [self._ask(batch) for batch in request["batches"]]}}
+        return {
+            "changed": False,
+            "reconciler": {"batches": [self._ask(batch) for batch in request["batches"]]},
+        }
 
     def _ask(self, batch: dict[str, Any]) -> dict[str, Any]:
         started = time.monotonic()

@@ -35,7 +35,9 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             raise AnsibleActionFail(f"step must be backup, apply or rollback, not {args.get('step')!r}")
         resource = dict(args["resource"])
         kind = self._task._role.get_name() if self._task._role else str(resource.get("kind"))  # noqa: SLF001
-        attempt = args.get("attempt") or f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{secrets.token_hex(3)}"
+        attempt = (
+            args.get("attempt") or f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{secrets.token_hex(3)}"
+        )
         request = {
             "nonce": f"@@{secrets.token_hex(12)}@@",
             "step": args["step"],

@@ -24,7 +24,9 @@ options: {}
 
 
 @cache
-def _desired(directory: str, inventory: tuple[str, ...]) -> tuple[dict[str, list[dict[str, Any]]], dict[str, Any]]:
+def _desired(
+    directory: str, inventory: tuple[str, ...]
+) -> tuple[dict[str, list[dict[str, Any]]], dict[str, Any]]:
     """Resources per node, and what all nodes share; loaded once per process."""
     # Imported here: Ansible loads every vars plugin, also where this one is switched off.
     from reconciler.desired.load import load
