@@ -10,7 +10,7 @@ import threading
 import time
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -52,7 +52,7 @@ Kinds = Annotated[str | None, typer.Option("--kind", "-k", help="Only these kind
 
 
 @app.callback(invoke_without_command=True)
-def root(  # noqa: PLR0913, PLR0917 - a command's options
+def root(  # noqa: PLR0917 - a command's options
     context: typer.Context,
     once: Annotated[bool, typer.Option("--once", help="One pass, then exit with its result.")] = False,
     check: Annotated[
@@ -119,7 +119,7 @@ def _given(context: typer.Context, **own: Any) -> tuple[settings.Settings, Outpu
     return _settings(output, **merged), output
 
 
-def _fail(error: ConfigurationError, output: Output) -> typer.NoReturn:  # type: ignore[name-defined]
+def _fail(error: ConfigurationError, output: Output) -> NoReturn:
     """Say what is wrong and end with exit code 1."""
     if output is Output.JSON:
         _print_json(reports.problems_as_json(error))
@@ -221,7 +221,7 @@ def status(
 
 
 @app.command()
-def events(  # noqa: PLR0913, PLR0917 - filters
+def events(  # noqa: PLR0917 - filters
     context: typer.Context,
     search: Annotated[str | None, typer.Argument(help="Words to search for in the details.")] = None,
     node: Annotated[str | None, typer.Option("--node", help="Only this node.")] = None,
@@ -254,7 +254,7 @@ def events(  # noqa: PLR0913, PLR0917 - filters
 
 
 @app.command()
-def explain(
+def explain(  # noqa: PLR0917 - a command's options
     context: typer.Context,
     resource: Annotated[str, typer.Argument(help="NODE/KIND/NAME")],
     desired: Desired = None,
@@ -302,10 +302,10 @@ def schema() -> None:
 
 
 def _open(found: settings.Settings, output: Output) -> Store:
+    if not found.db.exists():
+        hint = "run a pass first, or name the database with --db"
+        _fail(ConfigurationError([Problem(f"no database at {found.db}", hint=hint)]), output)
     try:
-        if not found.db.exists():
-            hint = "run a pass first, or name the database with --db"
-            raise ConfigurationError([Problem(f"no database at {found.db}", hint=hint)])
         return Store(found.db)
     except ConfigurationError as error:
         _fail(error, output)
@@ -317,7 +317,7 @@ def main() -> None:
         sys.exit(app(standalone_mode=False) or 0)
     except typer.Abort:
         sys.exit(130)
-    except Exception as error:  # noqa: BLE001 - usage errors have no common public base class
+    except Exception as error:
         if hasattr(error, "show"):
             error.show()
             sys.exit(int(ExitCode.CONFIGURATION))

@@ -168,7 +168,7 @@ class Observed:
     observations: Mapping[ResourceId, Observation]
 
     def merged(self, newer: Observed) -> Observed:
-        """This look with what a newer one says in its place."""
+        """One look with what a newer one says in its place."""
         return Observed({**self.nodes, **newer.nodes}, {**self.observations, **newer.observations})
 
 

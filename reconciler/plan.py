@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from datetime import datetime
 from graphlib import TopologicalSorter
@@ -16,7 +17,7 @@ def plan(
     observations: Mapping[ResourceId, Observation],
     drifts: Mapping[ResourceId, Drift],
     now: datetime,
-    attempted: Set[ResourceId] = frozenset(),
+    attempted: AbstractSet[ResourceId] = frozenset(),
 ) -> Plan:
     """Everything that this pass will do, consequences included, so that ``--check`` can foretell it.
 
@@ -29,7 +30,7 @@ def plan(
     return planner.result()
 
 
-def ready(plan: Plan, attempted: Set[ResourceId]) -> tuple[Action, ...]:
+def ready(plan: Plan, attempted: AbstractSet[ResourceId]) -> tuple[Action, ...]:
     """The actions that wait for nothing any more."""
     pending = {action.id for action in plan.actions} - attempted
     return tuple(a for a in plan.actions if a.id not in attempted and not a.after & pending)
@@ -54,7 +55,7 @@ class _Planner:
     observations: Mapping[ResourceId, Observation]
     drifts: Mapping[ResourceId, Drift]
     now: datetime
-    attempted: Set[ResourceId]
+    attempted: AbstractSet[ResourceId]
     actions: dict[ResourceId, Action] = field(default_factory=dict)
     skips: dict[ResourceId, Skip] = field(default_factory=dict)
 

@@ -47,7 +47,10 @@ class Recorder:
     def ended(self, outcomes: Iterable[Outcome], _drifts: Mapping[ResourceId, Drift]) -> None:
         """An attempt ended: exactly one terminal event."""
         for outcome in outcomes:
-            details = {**self.context, "changes": [change_details(change) for change in outcome.changes]}
+            details: dict[str, Any] = {
+                **self.context,
+                "changes": [change_details(c) for c in outcome.changes],
+            }
             if outcome.detail:
                 details["reason"] = outcome.detail
             attempts = self.store.attempts(str(outcome.id))
@@ -75,8 +78,8 @@ class Recorder:
                 known = is_open(self.conditions.get(str(skip.id)))
                 self.detect(skip.id, skip.changes, skip.reason)
                 if skip.is_failure and not known:
-                    details = {**self.context, "reason": skip.reason}
-                    details["changes"] = [change_details(change) for change in skip.changes]
+                    changes = [change_details(change) for change in skip.changes]
+                    details = {**self.context, "reason": skip.reason, "changes": changes}
                     self._event(skip.id, Status.FAILED, 3, details, 0)
         reasons |= {outcome.id: outcome.detail for outcome in report.outcomes if outcome.detail}
         rows = [self._condition(rid, report, remaining, reasons) for rid in report.observed.observations]

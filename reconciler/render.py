@@ -7,7 +7,7 @@ import sqlite3
 import sys
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Self
 
 from rich.console import Console
 from rich.markup import escape
@@ -100,7 +100,7 @@ class Watch:
         self.task: Any = None
         self.answered: set[str] = set()
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> Self:
         self.progress.start()
         return self
 

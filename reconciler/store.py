@@ -49,7 +49,7 @@ def _m001_initial(db: sqlite_utils.Database) -> None:
             status TEXT NOT NULL, reason TEXT NOT NULL, message TEXT NOT NULL, since TEXT NOT NULL,
             seen TEXT NOT NULL, digest TEXT NOT NULL, details TEXT NOT NULL
         );
-    """)  # noqa: S608 - the statuses are this program's own
+    """)
 
 
 def _m002_search(db: sqlite_utils.Database) -> None:
@@ -140,7 +140,7 @@ class Store:
         if rows:
             self.db.table("guardian_events").insert_all(rows)
 
-    def events(  # noqa: PLR0913 - filters
+    def events(
         self,
         *,
         node: str | None = None,

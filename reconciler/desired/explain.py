@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import types
 import typing
 from collections.abc import Iterator
 from typing import Any
@@ -51,7 +50,9 @@ def _existing(document: Document, base: Path_, loc: tuple[int | str, ...]) -> Pa
     return path
 
 
-def _words(item: Any, model: type[BaseModel], document: Document, path: Path_) -> tuple[str, str]:
+def _words(  # noqa: PLR0911 - one return per kind of mistake
+    item: Any, model: type[BaseModel], document: Document, path: Path_
+) -> tuple[str, str]:
     loc, value = item["loc"], item.get("input")
     name = str(
         next(
@@ -103,7 +104,7 @@ def _known(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
 
 def _inner(annotation: Any) -> Any:
     """The model inside Optional[...], list[...] or dict[..., ...]; the annotation itself where there is none."""
-    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
+    if not typing.get_args(annotation):
         return annotation
     for part in reversed(typing.get_args(annotation)):
         found = _inner(part)

@@ -245,7 +245,7 @@ class _Loader:
             check_type=declaration.CHECK_TYPE,
             fields=fields,
             args=resolved.args,
-            policy=self._policy(declaration, node, entry),
+            policy=self._policy(declaration, node),
             paths_written=resolved.paths_written,
             paths_read=resolved.paths_read,
             secret=secret,
@@ -269,7 +269,7 @@ class _Loader:
                 )
         return {key: value for key, value in resolved.fields.items() if key not in declaration.ignore}
 
-    def _policy(self, declaration: Declaration, node: str, entry: _Entry) -> Policy:
+    def _policy(self, declaration: Declaration, node: str) -> Policy:
         """Defaults of the file, then of the kind, then of the node's variables, then the resource's own words."""
         defaults = self.header.defaults
         layers: list[PolicyFields | None] = [
@@ -304,7 +304,8 @@ class _Loader:
         if first is None:
             resources[resource.id] = resource
             return
-        message = f"{resource.id.kind} {resource.id.name!r} is declared twice for {resource.id.node}; first at {first.declared_at}"
+        rid = resource.id
+        message = f"{rid.kind} {rid.name!r} is declared twice for {rid.node}; first at {first.declared_at}"
         self.problems.append(Problem(message, resource.declared_at, "keep one, or let their nodes differ"))
 
     # --- between resources ---
@@ -395,14 +396,15 @@ def _digest(resolved: Resolved) -> str:
 def _environment() -> ImmutableSandboxedEnvironment:
     return ImmutableSandboxedEnvironment(
         undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False
-    )  # noqa: S701 - text files, not HTML
+    )
 
 
 def _render(text: str, variables: Mapping[str, Any]) -> str:
     try:
         return _environment().from_string(text).render(variables)
     except TemplateError as error:
-        line = f"line {error.lineno}: " if getattr(error, "lineno", None) else ""
+        number = getattr(error, "lineno", None)  # only syntax errors have one
+        line = f"line {number}: " if number else ""
         raise ValueError(f"{line}{error.message or type(error).__name__}") from None
     except (TypeError, ArithmeticError, LookupError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema, models_json_schema
 
 from reconciler.desired.models import Header
@@ -16,7 +17,7 @@ DRAFT = "http://json-schema.org/draft-07/schema#"
 
 def schema() -> dict[str, Any]:
     """One schema for a whole file: the header's keys and one list per kind."""
-    models = [Header, *sections().values()]
+    models: list[type[BaseModel]] = [Header, *sections().values()]
     references, definitions = models_json_schema(
         [(model, "validation") for model in models], by_alias=True, schema_generator=GenerateJsonSchema
     )
@@ -29,7 +30,7 @@ def schema() -> dict[str, Any]:
             "description": (model.__doc__ or "").strip(),
             "anyOf": [{"type": "array", "items": reference}, {"type": "null"}],
         }
-    document = {
+    document: dict[str, Any] = {
         "$schema": DRAFT,
         "title": "Desired state of a fleet",
         "type": "object",

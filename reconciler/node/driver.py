@@ -59,7 +59,7 @@ def take_step(lib, modules, request):
         return {"changed": bool(changes) and step != "backup", "changes": changes}
     with lib.node_lock(request.get("lock_timeout", 30)):
         if step == "backup":
-            return back_up(lib, steps, kind, name, resource, attempt, request.get("keep_days", 7))
+            return back_up(lib, steps, request)
         record = lib.read_journal(kind, name, attempt)
         if step == "rollback":
             if record is None:
@@ -77,14 +77,16 @@ def take_step(lib, modules, request):
         return {"changed": True, "detail": detail or ""}
 
 
-def back_up(lib, steps, kind, name, resource, attempt, keep_days):
-    """Save what the next step will overwrite. The place of every copy is on record before the copy is made."""
+def back_up(lib, steps, request):
+    """Save what the next step will overwrite; nothing is overwritten before every copy's place is on record."""
+    kind, resource, attempt = request["kind"], request["resource"], request["attempt"]
+    name = resource["name"]
     if lib.read_journal(kind, name, attempt) is not None:
         return {"changed": False, "detail": "already saved by this attempt"}
     changes = steps.pending(resource)
     if not changes:
         return {"changed": False, "changes": []}
-    lib.prune_journal(keep_days)
+    lib.prune_journal(request.get("keep_days", 7))
     saved = steps.backup(resource, attempt)
     lib.write_journal(kind, name, attempt, "backed up", saved)
     return {"changed": False, "saved": lib.backups_in(saved), "changes": changes}

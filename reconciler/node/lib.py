@@ -45,9 +45,9 @@ def search_path(declared=()):
     found = []
     session = os.environ.get("PATH", "").split(os.pathsep)
     for entry in list(declared) + list(EXTRA_PATH) + session + list(LATE_PATH):
-        entry = os.path.expanduser(entry)
-        if entry and entry not in found:
-            found.append(entry)
+        directory = os.path.expanduser(entry)
+        if directory and directory not in found:
+            found.append(directory)
     return found
 
 

@@ -29,11 +29,17 @@ FRESH_LOGIN_SECONDS = 15.0
 NO_MULTIPLEXING = "-o ControlMaster=no -o ControlPath=none"
 
 
+_WRAPPING = re.compile(
+    r"^(Task failed: )?(Failed to connect to the host via ssh: |Data could not be sent to remote host \"[^\"]*\"\."
+    r" Make sure this host can be reached over ssh: )?"
+)
+
+
 class SilentError(Exception):
     """The node did not answer within the deadline."""
 
 
-def converse(  # noqa: PLR0913 - one conversation has these six sides
+def converse(
     action: ActionBase,
     script: str,
     nonce: str,
@@ -72,9 +78,9 @@ def _send(
         path = f"{directory}script.py"
         action._transfer_data(path, payload)  # noqa: SLF001
         reply = run(f"{command} < {shlex.quote(path)}", sudoable=become)
-        return reply
     finally:
         action._remove_tmp_path(directory)  # noqa: SLF001
+    return reply
 
 
 @contextlib.contextmanager
@@ -144,7 +150,9 @@ def control_command(connection: Any) -> tuple[list[str], Path | None]:
     built = connection._build_command(connection.get_option("ssh_executable"), "ssh", connection.host)  # noqa: SLF001
     command = [word.decode() for word in built]
     paths = [
-        m[1].strip('"') for word in command if (m := re.match(r"(?:-o)?ControlPath[ =](.*)", word, re.I))
+        m[1].strip('"')
+        for word in command
+        if (m := re.match(r"(?:-o)?ControlPath[ =](.*)", word, re.IGNORECASE))
     ]
     if not paths or paths[0].lower() == "none":
         return command, None

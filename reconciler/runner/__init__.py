@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from configparser import ConfigParser, Error
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from reconciler.model import RunError
 from reconciler.paths import ansible_home, control_sockets, playbook
@@ -64,7 +64,7 @@ class Workspace:
         self.requests = self.directory / "requests"
         self.requests.mkdir(mode=0o700)
 
-    def __enter__(self) -> Workspace:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_exc: object) -> None:
@@ -136,13 +136,12 @@ def _environment(settings: Settings, nodes: int) -> dict[str, str]:
     configuration = user_configuration()
     if configuration:
         found["ANSIBLE_CONFIG"] = str(configuration)
-    for section, key, variable, value in (
-        ("ssh_connection", "ssh_args", "ANSIBLE_SSH_ARGS", SSH_ARGS),
-        ("ssh_connection", "pipelining", "ANSIBLE_PIPELINING", "True"),
-    ):
-        if variable not in os.environ and not _configured(configuration, section, key):
-            found[variable] = value
-    return found
+    taste = {"ssh_args": ("ANSIBLE_SSH_ARGS", SSH_ARGS), "pipelining": ("ANSIBLE_PIPELINING", "True")}
+    return found | {
+        variable: value
+        for key, (variable, value) in taste.items()
+        if variable not in os.environ and not _configured(configuration, "ssh_connection", key)
+    }
 
 
 def user_configuration() -> Path | None:
@@ -172,7 +171,7 @@ def _child(specification: Mapping[str, Any], timeout: float) -> Iterator[dict[st
         env={key: value for key, value in os.environ.items() if not _PRIVATE_VARIABLES.match(key)},
     )
     try:
-        assert process.stdin and process.stdout and process.stderr  # noqa: S101 - for the type checker
+        assert process.stdin  # noqa: S101 - for the type checker
         process.stdin.write(json.dumps(specification).encode())
         process.stdin.close()
         yield from _lines(process, time.monotonic() + timeout)
@@ -183,7 +182,8 @@ def _child(specification: Mapping[str, Any], timeout: float) -> Iterator[dict[st
 def _lines(process: subprocess.Popen[bytes], deadline: float) -> Iterator[dict[str, Any]]:
     """Complete lines of standard output until the child is done; its standard error explains a bad end."""
     out, err = process.stdout, process.stderr
-    assert out and err  # noqa: S101 - for the type checker
+    assert out  # noqa: S101 - for the type checker
+    assert err  # noqa: S101 - the same
     buffers = {out: b"", err: b""}
     with selectors.DefaultSelector() as selector:
         for stream in buffers:

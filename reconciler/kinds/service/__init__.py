@@ -79,7 +79,12 @@ class Service(Declaration):
             fields["unit"] = hashlib.sha256(body).hexdigest()
         if self.enabled is not None:
             fields["enabled"] = self.enabled
-        args = {"unit_name": unit_name, "unit_path": path, "scope": self.scope, "manager": self.manager}
+        args: dict[str, Any] = {
+            "unit_name": unit_name,
+            "unit_path": path,
+            "scope": self.scope,
+            "manager": self.manager,
+        }
         args |= {"restart_on": self.restart_on, "settle": self.settle, "body": encode(body) if body else None}
         reads = {posixpath.normpath(entry) for entry in self.restart_on}
         return Resolved(fields, args, frozenset({path}) if body else frozenset(), frozenset(reads))

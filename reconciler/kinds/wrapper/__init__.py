@@ -35,7 +35,9 @@ class Wrapper(Declaration, BodyFields):
 
     dest: str = Field(min_length=1, examples=["~/task-wrapper.sh"])
     """Where it stands on the node; ``~`` is the home of the account that is connected to."""
-    mode: Annotated[Mode, Field(strict=False)] | FileMode | None = Field(None, examples=["0755", "warn"])
+    mode: Annotated[Mode, Field(strict=False)] | FileMode | None = Field(  # type: ignore[assignment]
+        None, examples=["0755", "warn"]
+    )
     """Octal permissions in quotes, as in Ansible, or enforce, warn, ignore; to give both, use ``permissions``."""
     permissions: FileMode | None = Field(None, examples=["0755"])
     """Octal permissions, in quotes. Unset: left as they are, and 0644 for a new file."""

@@ -1,4 +1,4 @@
-"""Give each host what ``desired_state/`` declares for it, so that plain ``ansible-playbook`` converges the same state."""
+"""Give each host what ``desired_state/`` declares for it: plain ``ansible-playbook`` converges the same state."""
 
 from __future__ import annotations
 
@@ -44,7 +44,8 @@ def _desired(
         acts = resource.policy.mode is Mode.ENFORCE and resource.policy.suspend is None
         if acts:
             found.setdefault(resource.id.node, []).append(role_request(resource))
-    shared = {"reconciler_kinds": list(kinds()), "reconciler_protected": list(desired.protected)}
+    shared: dict[str, Any] = {"reconciler_kinds": list(kinds())}
+    shared["reconciler_protected"] = list(desired.protected)
     shared["reconciler_attempt"] = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()) + f"-{os.getpid():x}"
     return found, shared
 

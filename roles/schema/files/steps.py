@@ -29,10 +29,11 @@ def backup(resource, attempt):
         return {"database": path, "type": "absent"}
     target = "%s.%s.bak" % (path, attempt)
     temporary = target + ".part"
-    with contextlib.closing(sqlite3.connect(path, timeout=BUSY_SECONDS)) as source:
-        with contextlib.closing(sqlite3.connect(temporary)) as copy:
-            _copy(source, copy)
-            _check(copy, temporary)
+    source = sqlite3.connect(path, timeout=BUSY_SECONDS)
+    copy = sqlite3.connect(temporary)
+    with contextlib.closing(source), contextlib.closing(copy):
+        _copy(source, copy)
+        _check(copy, temporary)
     os.chmod(temporary, os.stat(path).st_mode & 0o777)
     lib.replace(temporary, target)
     return {"database": path, "backup": target}
@@ -45,7 +46,9 @@ def _copy(source, copy):
 
         def progress(_status, _remaining, _total):
             if time.monotonic() > deadline:
-                raise lib.Refused("the database was written to for a minute without a pause; no backup, no change")
+                raise lib.Refused(
+                    "the database was written to for a minute without a pause; no backup, no change"
+                )
 
         source.backup(copy, pages=1024, progress=progress)
     else:
@@ -90,7 +93,9 @@ def _statements(database, tables):
     for name, table in sorted(tables.items()):
         seen = probe._table(database, name)
         if seen is None:
-            columns = ", ".join("%s %s" % (_quoted(c), spec["declared"]) for c, spec in table["columns"].items())
+            columns = ", ".join(
+                "%s %s" % (_quoted(c), spec["declared"]) for c, spec in table["columns"].items()
+            )
             yield "CREATE TABLE %s (%s)" % (_quoted(name), columns)
             seen = probe._table(database, name)
         for column, spec in table["columns"].items():

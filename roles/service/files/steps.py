@@ -18,7 +18,11 @@ def paths(resource):
 def pending(resource):
     """What is not as declared, by the probe's own comparison."""
     declared = {key: resource[key] for key in probe.COMPARED if resource.get(key) is not None}
-    return [change for change in probe.changes(declared, probe.observe(resource, {})) if change.get("fixable", True)]
+    return [
+        change
+        for change in probe.changes(declared, probe.observe(resource, {}))
+        if change.get("fixable", True)
+    ]
 
 
 def backup(resource, attempt):
@@ -122,7 +126,9 @@ class Systemd:
         while True:
             facts = probe.observe(self.resource, {})
             if facts["state"] != "running" or facts["restarts"] != first["restarts"]:
-                raise lib.CommandFailed("%s does not stay up: %s%s" % (self.name, _story(facts), self.last_words()))
+                raise lib.CommandFailed(
+                    "%s does not stay up: %s%s" % (self.name, _story(facts), self.last_words())
+                )
             if time.monotonic() >= deadline:
                 return
             time.sleep(0.25)
@@ -139,7 +145,12 @@ class Systemd:
 
 
 def _story(facts):
-    return "%s, %s, result %s, %d restarts" % (facts["state"], facts["substate"], facts["result"], facts["restarts"])
+    return "%s, %s, result %s, %d restarts" % (
+        facts["state"],
+        facts["substate"],
+        facts["result"],
+        facts["restarts"],
+    )
 
 
 class Launchd:

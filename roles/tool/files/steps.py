@@ -67,7 +67,9 @@ def apply(resource, saved):
     if not os.path.isdir(saved["payload"]):
         os.mkdir(saved["payload"], 0o755)
     try:
-        executable = {"pip": _pip, "pipx": _pip, "npm": _npm, "url": _url, "file": _file}[method](resource, saved)
+        executable = {"pip": _pip, "pipx": _pip, "npm": _npm, "url": _url, "file": _file}[method](
+            resource, saved
+        )
     except BaseException:
         shutil.rmtree(saved["payload"], ignore_errors=True)
         raise
@@ -79,12 +81,14 @@ def apply(resource, saved):
 def _drop_old_payloads(payload):
     """Keep this installation and the one before it, which an undo may need."""
     directory = os.path.dirname(payload)
-    entries = sorted((os.stat(os.path.join(directory, name)).st_mtime, name) for name in os.listdir(directory))
+    entries = sorted(
+        (os.stat(os.path.join(directory, name)).st_mtime, name) for name in os.listdir(directory)
+    )
     for _mtime, name in entries[:-2]:
         shutil.rmtree(os.path.join(directory, name), ignore_errors=True)
 
 
-def rollback(resource, saved):
+def rollback(_resource, saved):
     """Link back what was replaced and remove what this attempt installed."""
     if "packages" in saved:
         return _apt_restore(saved)
@@ -105,9 +109,18 @@ def _pip(resource, saved):
         lib.must([python, "-m", "venv", saved["payload"]], timeout=120)
     except lib.CommandFailed as error:
         if "ensurepip" in str(error) or "No module named venv" in str(error):
-            raise lib.CommandFailed("the node's Python has no venv module: install the package python3-venv") from None
+            raise lib.CommandFailed(
+                "the node's Python has no venv module: install the package python3-venv"
+            ) from None
         raise
-    installer = [os.path.join(saved["payload"], "bin", "python"), "-m", "pip", "install", "--no-input", "--quiet"]
+    installer = [
+        os.path.join(saved["payload"], "bin", "python"),
+        "-m",
+        "pip",
+        "install",
+        "--no-input",
+        "--quiet",
+    ]
     installer.append("--disable-pip-version-check")
     lib.must(installer + [_local(resource["install"]["source"])], timeout=INSTALL_SECONDS)
     return _command_in(saved["payload"], resource)
@@ -118,7 +131,16 @@ def _npm(resource, saved):
     npm = lib.which("npm", resource.get("path") or ())
     if npm is None:
         raise lib.CommandFailed("npm is not installed on the node")
-    argv = [npm, "install", "--global", "--prefix", saved["payload"], "--no-audit", "--no-fund", "--loglevel=error"]
+    argv = [
+        npm,
+        "install",
+        "--global",
+        "--prefix",
+        saved["payload"],
+        "--no-audit",
+        "--no-fund",
+        "--loglevel=error",
+    ]
     lib.must(argv + [_local(resource["install"]["source"])], timeout=INSTALL_SECONDS)
     return _command_in(saved["payload"], resource)
 
@@ -133,7 +155,11 @@ def _local(source):
 def _command_in(payload, resource):
     executable = os.path.join(payload, "bin", resource["command"])
     if not os.access(executable, os.X_OK):
-        there = sorted(os.listdir(os.path.dirname(executable))) if os.path.isdir(os.path.dirname(executable)) else []
+        there = (
+            sorted(os.listdir(os.path.dirname(executable)))
+            if os.path.isdir(os.path.dirname(executable))
+            else []
+        )
         raise lib.CommandFailed(
             "%s brings no command %s (it brings %s)"
             % (resource["install"]["source"], resource["command"], ", ".join(there) or "none")
@@ -155,7 +181,9 @@ def _url(resource, saved):
     _fetch(install["source"], download)
     seen = lib.sha256(download)
     if seen != install["sha256"]:
-        raise lib.CommandFailed("%s has the SHA-256 %s, declared is %s" % (install["source"], seen, install["sha256"]))
+        raise lib.CommandFailed(
+            "%s has the SHA-256 %s, declared is %s" % (install["source"], seen, install["sha256"])
+        )
     name = install["source"].split("?")[0]
     if name.endswith((".tar.gz", ".tgz", ".tar.xz", ".tar.bz2", ".tar", ".zip")):
         tree = os.path.join(saved["payload"], "tree")
@@ -180,7 +208,9 @@ def _fetch(url, target):
             stream.flush()
             os.fsync(stream.fileno())
     except (urllib.error.URLError, OSError) as error:
-        raise lib.CommandFailed("%s cannot be downloaded: %s" % (url, getattr(error, "reason", error))) from None
+        raise lib.CommandFailed(
+            "%s cannot be downloaded: %s" % (url, getattr(error, "reason", error))
+        ) from None
 
 
 def _unpack(name, archive, tree):
@@ -193,7 +223,9 @@ def _unpack(name, archive, tree):
         for member in bundle.getmembers():
             target = os.path.realpath(os.path.join(tree, member.name))
             linked = os.path.realpath(os.path.join(os.path.dirname(target), member.linkname or "."))
-            inside = all(os.path.commonpath([tree, path]) == os.path.realpath(tree) for path in (target, linked))
+            inside = all(
+                os.path.commonpath([tree, path]) == os.path.realpath(tree) for path in (target, linked)
+            )
             if not inside or not (member.isfile() or member.isdir() or member.issym()):
                 raise lib.CommandFailed("the archive has a suspicious member: %s" % member.name)
         # The check above is the filter; asking for it again only quiets newer Pythons.
@@ -217,7 +249,15 @@ def _member(tree, member, command):
 
 
 def _apt(*args):
-    argv = ["apt-get", "--yes", "--quiet", "-o", "DPkg::Lock::Timeout=120", "-o", "Dpkg::Options::=--force-confold"]
+    argv = [
+        "apt-get",
+        "--yes",
+        "--quiet",
+        "-o",
+        "DPkg::Lock::Timeout=120",
+        "-o",
+        "Dpkg::Options::=--force-confold",
+    ]
     env = lib.environment(DEBIAN_FRONTEND="noninteractive", NEEDRESTART_SUSPEND="1")
     return lib.must(argv + list(args), timeout=INSTALL_SECONDS, env=env)
 
@@ -258,5 +298,10 @@ def _apt_restore(saved):
         lib.must(["dpkg", "--purge"] + added, timeout=INSTALL_SECONDS)
     changed = sorted(name for name in now if name in before and now[name] != before[name])
     if changed:
-        _apt("install", "--no-install-recommends", "--allow-downgrades", *["%s=%s" % (n, before[n]) for n in changed])
+        _apt(
+            "install",
+            "--no-install-recommends",
+            "--allow-downgrades",
+            *["%s=%s" % (n, before[n]) for n in changed],
+        )
     return "removed %s; restored %s" % (", ".join(added) or "nothing", ", ".join(changed) or "nothing")

@@ -70,7 +70,7 @@ def _ids(resource, current):
     return (uid, gid) if own or os.geteuid() == 0 else (-1, -1)
 
 
-def rollback(resource, saved):
+def rollback(_resource, saved):
     """Put back what was saved, or remove what had not been there."""
     lib.put_back(saved["file"], saved.get("created", ()))
     return "restored %s" % saved["file"]["path"]
