@@ -19,40 +19,25 @@ from reconciler.model import ConfigurationError, Problem
 class Inventory:
     """Hosts, patterns and variables of one inventory (a file or a directory)."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, loader: Any = None) -> None:
+        """``loader`` is that of the Ansible program this runs in, which has set up everything once already."""
         self.path = path
         if not path.exists():
             hint = "name it with --inventory, or make one with: reconcile init"
             raise ConfigurationError([Problem(f"no inventory at {path}", hint=hint)])
-        self._load()
+        self._load(loader)
 
-    def _load(self) -> None:
-        from ansible import constants
-        from ansible.cli import CLI
+    def _load(self, loader: Any) -> None:
         from ansible.errors import AnsibleError
         from ansible.inventory.manager import InventoryManager
-        from ansible.parsing.dataloader import DataLoader
-        from ansible.plugins.loader import init_plugin_loader
 
-        # A part of a pattern that matches nothing is a typing error until proven otherwise.
-        constants.HOST_PATTERN_MISMATCH = "error"
-        _initialize(init_plugin_loader)
-        loader = DataLoader()
         try:
-            files = constants.DEFAULT_VAULT_PASSWORD_FILE
-            secrets = CLI.setup_vault_secrets(
-                loader,
-                vault_ids=list(constants.DEFAULT_VAULT_IDENTITY_LIST),
-                vault_password_files=[files] if files else [],
-                auto_prompt=False,
-            )
-            loader.set_vault_secrets(secrets)
-            self._manager = InventoryManager(loader=loader, sources=[str(self.path)])
+            self._loader = _own_loader() if loader is None else loader
+            self._manager = InventoryManager(loader=self._loader, sources=[str(self.path)])
         except AnsibleError as error:
             raise ConfigurationError(
                 [Problem(f"the inventory {self.path} cannot be read: {error}")]
             ) from error
-        self._loader = loader
         if not self._manager.hosts:
             hint = "list at least one host; `ansible-inventory --graph` shows what Ansible sees"
             raise ConfigurationError([Problem(f"the inventory {self.path} has no hosts", hint=hint)])
@@ -119,6 +104,29 @@ _MAGIC = frozenset(
         "ansible_run_tags", "ansible_skip_tags", "ansible_verbosity", "vars", "environment", "ansible_facts",
     }
 )  # fmt: skip
+
+
+def _own_loader() -> Any:
+    """Ansible's reader of files, with the vault's passwords where Ansible's settings name them."""
+    from ansible import constants
+    from ansible.cli import CLI
+    from ansible.parsing.dataloader import DataLoader
+    from ansible.plugins.loader import init_plugin_loader
+
+    # A part of a pattern that matches nothing is a typing error until proven otherwise.
+    constants.HOST_PATTERN_MISMATCH = "error"
+    _initialize(init_plugin_loader)
+    loader = DataLoader()
+    files = constants.DEFAULT_VAULT_PASSWORD_FILE
+    secrets = CLI.setup_vault_secrets(
+        loader,
+        vault_ids=list(constants.DEFAULT_VAULT_IDENTITY_LIST),
+        vault_password_files=[files] if files else [],
+        auto_prompt=False,
+    )
+    loader.set_vault_secrets(secrets)
+    return loader
+
 
 _initialized = False
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import secrets
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 from reconciler import node
 from reconciler.kinds import probe_path
 from reconciler.kinds.registry import kinds
-from reconciler.model import Resource
+from reconciler.model import Mode, Resource
 
 CONVERSATION_SECONDS = 10.0
 
@@ -24,8 +25,20 @@ def role_request(resource: Resource, attempt: str = "") -> dict[str, Any]:
         "attempt": attempt,
         "become": resource.policy.allow_become,
         "has_rollback": not model.NO_ROLLBACK,
-        "resource": {**resource.args, **resource.fields, "name": resource.id.name},
+        "resource": {
+            **resource.args,
+            **resource.fields,
+            "name": resource.id.name,
+            "secret": resource.secret,
+        },
     }
+
+
+def acts(resource: Resource) -> bool:
+    """Whether a drift of it would be put right now: by its mode, and not while it is suspended."""
+    policy = resource.policy
+    suspended = policy.suspend is not None and policy.suspend.holds(datetime.now(UTC))
+    return policy.mode is Mode.ENFORCE and not suspended
 
 
 def looks(

@@ -56,7 +56,8 @@ def take_step(lib, modules, request):
         lib.refuse_protected(path, request.get("protected") or ())
     if request["check"]:
         changes = steps.pending(resource)
-        return {"changed": bool(changes) and step != "backup", "changes": changes}
+        shown = difference(steps, request) if changes else []
+        return {"changed": bool(changes) and step != "backup", "changes": changes, "difference": shown}
     with lib.node_lock(request.get("lock_timeout", 30)):
         if step == "backup":
             return back_up(lib, steps, request)
@@ -67,14 +68,22 @@ def take_step(lib, modules, request):
             detail = steps.rollback(resource, record["saved"])
             lib.write_journal(kind, name, attempt, "rolled back", record["saved"])
             return {"changed": True, "detail": detail or ""}
-        if not steps.pending(resource):
+        changes = steps.pending(resource)
+        if not changes:
             return {"changed": False, "changes": []}
         if record is None:
             raise lib.Refused("nothing was backed up for attempt %s; nothing is changed without" % attempt)
+        shown = difference(steps, request)
         lib.write_journal(kind, name, attempt, "applying", record["saved"])
         detail = steps.apply(resource, record["saved"])
         lib.write_journal(kind, name, attempt, "applied", record["saved"])
-        return {"changed": True, "detail": detail or ""}
+        return {"changed": True, "detail": detail or "", "changes": changes, "difference": shown}
+
+
+def difference(steps, request):
+    """Texts before and after, where they were asked for and the kind manages text."""
+    wanted = request.get("diff") and request["step"] == "apply" and hasattr(steps, "difference")
+    return steps.difference(request["resource"]) if wanted else []
 
 
 def back_up(lib, steps, request):

@@ -172,6 +172,21 @@ def describe(path, expected_sha256=None, want_text=True):
     return facts
 
 
+def text_difference(path, declared_sha256, body):
+    """Before and after of a managed file in the words of Ansible's --diff; nothing where it is no short text."""
+    import base64
+
+    facts = describe(path, declared_sha256)
+    known = "text" in facts or facts["type"] == "absent"
+    if declared_sha256 in (None, facts.get("content")) or not known or len(body) > MAX_TEXT * 4 // 3:
+        return []
+    try:
+        after = base64.b64decode(body).decode("utf-8")
+    except UnicodeDecodeError:
+        return []
+    return [{"before_header": path, "after_header": path, "before": facts.get("text", ""), "after": after}]
+
+
 def sync_directory(path):
     """Make a rename in this directory survive a power cut; not every file system can, and that is no error."""
     with contextlib.suppress(OSError):

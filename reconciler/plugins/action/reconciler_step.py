@@ -16,6 +16,7 @@ from ansible.plugins.action import ActionBase
 
 from reconciler import node
 from reconciler.kinds import probe_path
+from reconciler.model import SECRET
 from reconciler.plugins import transport
 
 
@@ -34,6 +35,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         if args.get("step") not in ("backup", "apply", "rollback"):
             raise AnsibleActionFail(f"step must be backup, apply or rollback, not {args.get('step')!r}")
         resource = dict(args["resource"])
+        secret = bool(resource.get("secret"))
         kind = self._task._role.get_name() if self._task._role else str(resource.get("kind"))  # noqa: SLF001
         attempt = (
             args.get("attempt") or f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{secrets.token_hex(3)}"
@@ -45,13 +47,17 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             "resource": resource,
             "attempt": attempt,
             "check": bool(self._task.check_mode),
+            "diff": bool(self._task.diff) and not secret,
             "protected": task_vars.get("reconciler_protected") or [],
             "environment": transport.node_environment(task_vars),
         }
         answer = self._converse(request, self._steps_file(), float(args.get("timeout") or 60), task_vars)
         if "failed" in answer:
             raise AnsibleActionFail(f"{kind} {resource['name']}: {answer['failed']}")
-        return {"attempt": attempt, **answer["result"]}
+        result = {"attempt": attempt, **answer["result"]}
+        if secret:
+            return _without_values(result)
+        return {**result, "diff": _diff(f"{kind} {resource['name']}", result)}
 
     def _steps_file(self) -> Path:
         role = self._task._role  # noqa: SLF001
@@ -78,3 +84,20 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         except node.BadAnswerError as error:
             raise AnsibleActionFail(str(error)) from error
         return answer
+
+
+def _diff(title: str, result: dict[str, Any]) -> list[dict[str, str]]:
+    """What changes, field by field, for Ansible's --diff; then whole texts, where the node sent them."""
+    texts: list[dict[str, str]] = result.pop("difference", [])
+    changes = result.get("changes", []) if result["changed"] else []
+    if not changes:
+        return texts
+    before = "".join(f"{change['field']}: {change['observed']}\n" for change in changes)
+    after = "".join(f"{change['field']}: {change['desired']}\n" for change in changes)
+    return [{"before_header": title, "after_header": title, "before": before, "after": after}, *texts]
+
+
+def _without_values(result: dict[str, Any]) -> dict[str, Any]:
+    """A secret's digest says too much of a short secret: only which fields changed is told."""
+    changes = [{**change, "desired": SECRET, "observed": SECRET} for change in result.get("changes", ())]
+    return {**{key: value for key, value in result.items() if key != "difference"}, "changes": changes}

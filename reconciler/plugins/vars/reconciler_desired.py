@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ansible import context
+from ansible import constants, context
 from ansible.errors import AnsibleError
 from ansible.inventory.host import Host
 from ansible.plugins.vars import BaseVarsPlugin
@@ -24,30 +26,39 @@ options: {}
 
 
 @cache
-def _desired(
-    directory: str, inventory: tuple[str, ...]
-) -> tuple[dict[str, list[dict[str, Any]]], dict[str, Any]]:
+def _desired(directory: str, inventory: str, loader: Any) -> tuple[dict[str, list[Any]], dict[str, Any]]:
     """Resources per node, and what all nodes share; loaded once per process."""
     # Imported here: Ansible loads every vars plugin, also where this one is switched off.
     from reconciler.desired.load import load
     from reconciler.inventory import Inventory
     from reconciler.kinds.registry import kinds
-    from reconciler.model import ConfigurationError, Mode
-    from reconciler.requests import role_request
+    from reconciler.model import ConfigurationError
+    from reconciler.requests import acts, role_request
 
     try:
-        desired = load(Path(directory), Inventory(*map(Path, inventory)))
+        with _strict_patterns():
+            desired = load(Path(directory), Inventory(Path(inventory), loader))
     except ConfigurationError as error:
         raise AnsibleError(f"the desired state is invalid:\n{error}") from error
-    found: dict[str, list[dict[str, Any]]] = {}
+    found: dict[str, list[Any]] = {}
     for resource in desired.resources.values():
-        acts = resource.policy.mode is Mode.ENFORCE and resource.policy.suspend is None
-        if acts:
+        if acts(resource):
             found.setdefault(resource.id.node, []).append(role_request(resource))
     shared: dict[str, Any] = {"reconciler_kinds": list(kinds())}
     shared["reconciler_protected"] = list(desired.protected)
     shared["reconciler_attempt"] = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()) + f"-{os.getpid():x}"
     return found, shared
+
+
+@contextlib.contextmanager
+def _strict_patterns() -> Iterator[None]:
+    """A host pattern of the desired state that matches nothing is an error; the play's own are the user's affair."""
+    before = constants.HOST_PATTERN_MISMATCH
+    constants.HOST_PATTERN_MISMATCH = "error"
+    try:
+        yield
+    finally:
+        constants.HOST_PATTERN_MISMATCH = before
 
 
 class VarsModule(BaseVarsPlugin):  # type: ignore[misc]
@@ -62,6 +73,10 @@ class VarsModule(BaseVarsPlugin):  # type: ignore[misc]
         if os.environ.get("RECONCILER_VARS") == "off" or not isinstance(entity, Host):
             return {}
         directory = os.environ.get("RECONCILER_DESIRED") or "desired_state"
-        inventory = tuple(context.CLIARGS.get("inventory") or ())
-        found, shared = _desired(str(Path(directory)), inventory)
+        inventories = context.CLIARGS.get("inventory") or ()
+        if len(inventories) != 1:
+            raise AnsibleError(
+                "the desired state refers to one inventory; where there are several files, name their directory"
+            )
+        found, shared = _desired(directory, inventories[0], loader)
         return {"reconciler_resources": found.get(entity.name, []), **shared}

@@ -25,6 +25,13 @@ def pending(resource):
     ]
 
 
+def difference(resource):
+    """The unit file that is there and the declared one."""
+    if not resource.get("unit"):
+        return []
+    return lib.text_difference(lib.expand(resource["unit_path"]), resource["unit"], resource["body"])
+
+
 def backup(resource, attempt):
     """Save the unit file and remember whether it was enabled and running."""
     facts = probe.observe(resource, {})

@@ -19,6 +19,11 @@ def pending(resource):
     return probe.changes(declared, probe.observe(resource, {}))
 
 
+def difference(resource):
+    """The text that is there and the declared one."""
+    return lib.text_difference(lib.expand(resource["dest"]), resource.get("content"), resource["body"])
+
+
 def backup(resource, attempt):
     """Copy what stands there beside it."""
     return {"file": lib.save(lib.expand(resource["dest"]), attempt), "created": []}
