@@ -58,12 +58,12 @@ def counts(report: Report) -> dict[str, int]:
     """How many resources ended how."""
     ended = Counter(outcome.status for outcome in report.outcomes)
     acted = {outcome.id for outcome in report.outcomes}
-    drifted = {rid for rid in report.drifts if rid not in acted}
+    waiting = {*report.drifts, *(action.id for action in report.plan.actions)} - acted
     return {
         "nodes": len(report.observed.nodes),
         "nodes_unreachable": sum(not state.reachable for state in report.observed.nodes.values()),
         "resources": len(report.observed.observations),
-        "as_desired": len(report.observed.observations) - len(report.unknown) - len(acted | drifted),
+        "as_desired": len(report.observed.observations) - len(report.unknown) - len(acted | waiting),
         "drifted": len(report.drifts),
         "fixed": ended[Status.FIXED],
         "failed": ended[Status.FAILED],

@@ -14,7 +14,7 @@ import signal
 import subprocess
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -245,8 +245,3 @@ def failure_reason(error: Exception) -> str:
         ]
         return " | ".join(lines)[-400:]
     return str(error) or type(error).__name__
-
-
-def node_environment(task_vars: Mapping[str, Any]) -> dict[str, str]:
-    """``reconciler_environment`` of the node's variables: set for every probe and step."""
-    return {str(k): str(v) for k, v in (task_vars.get("reconciler_environment") or {}).items()}

@@ -9,6 +9,7 @@ import pytest
 
 from tests.lab import Lab, LabError, Node
 from tests.lab.host import problems
+from tests.nodes.fleet import Fleet
 
 HERE = Path(__file__).parent
 RUNS = Path("/var/tmp/reconciler-lab-tests")  # not /tmp: overlays do not belong into memory
@@ -85,3 +86,11 @@ def nodes(pool: Pool) -> Pool:
 def inventory(lab: Lab) -> Path:
     """The Ansible inventory of the nodes this test has taken last."""
     return lab.inventory
+
+
+@pytest.fixture
+def fleet(tmp_path: Path, inventory: Path) -> Iterator[Fleet]:
+    """A project over the nodes that the test takes."""
+    made = Fleet(tmp_path, inventory)
+    yield made
+    made.close()

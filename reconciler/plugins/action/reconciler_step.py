@@ -48,8 +48,9 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             "attempt": attempt,
             "check": bool(self._task.check_mode),
             "diff": bool(self._task.diff) and not secret,
-            "protected": task_vars.get("reconciler_protected") or [],
-            "environment": transport.node_environment(task_vars),
+            # Variables reach an action as they were written; what they refer to has to be looked up.
+            "protected": self._templar.template(task_vars.get("reconciler_protected") or []),
+            "environment": _texts(self._templar.template(task_vars.get("reconciler_environment") or {})),
         }
         answer = self._converse(request, self._steps_file(), float(args.get("timeout") or 60), task_vars)
         if "failed" in answer:
@@ -101,3 +102,7 @@ def _without_values(result: dict[str, Any]) -> dict[str, Any]:
     """A secret's digest says too much of a short secret: only which fields changed is told."""
     changes = [{**change, "desired": SECRET, "observed": SECRET} for change in result.get("changes", ())]
     return {**{key: value for key, value in result.items() if key != "difference"}, "changes": changes}
+
+
+def _texts(mapping: Any) -> dict[str, str]:
+    return {str(key): str(value) for key, value in mapping.items()}
