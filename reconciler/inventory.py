@@ -111,6 +111,7 @@ def _own_loader() -> Any:
     from ansible import constants
     from ansible.cli import CLI
     from ansible.parsing.dataloader import DataLoader
+    from ansible.parsing.vault import VaultSecretsContext
     from ansible.plugins.loader import init_plugin_loader
 
     # A part of a pattern that matches nothing is a typing error until proven otherwise.
@@ -123,7 +124,10 @@ def _own_loader() -> Any:
         vault_ids=list(constants.DEFAULT_VAULT_IDENTITY_LIST),
         vault_password_files=[files] if files else [],
         auto_prompt=False,
+        initialize_context=False,
     )
+    if VaultSecretsContext.current(optional=True) is None:  # one per process: a second pass finds the first's
+        VaultSecretsContext.initialize(VaultSecretsContext(secrets))
     loader.set_vault_secrets(secrets)
     return loader
 
