@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -73,7 +73,7 @@ class VarsModule(BaseVarsPlugin):  # type: ignore[misc]
         if os.environ.get("RECONCILER_VARS") == "off" or not isinstance(entity, Host):
             return {}
         directory = os.environ.get("RECONCILER_DESIRED") or "desired_state"
-        inventories = context.CLIARGS.get("inventory") or ()
+        inventories: Sequence[str] = context.CLIARGS.get("inventory") or ()
         if len(inventories) != 1:
             raise AnsibleError(
                 "the desired state refers to one inventory; where there are several files, name their directory"
