@@ -129,8 +129,8 @@ class _Judge:
         if not drift.fixable:
             notes = "; ".join(f"{change.field}: {change.note}" for change in drift.reported)
             return Outcome(rid, Status.FAILED, f"the rest is for a person: {notes}", action.changes, 3)
-        still = ", ".join(change.field for change in drift.fixable)
-        reason = error or f"it ran without an error, yet {still} is not as desired"
+        still = ", ".join(f"{change.field} is {change.observed}" for change in drift.fixable)
+        reason = error or f"it ran without an error, yet {still}"
         if rid not in self.undone:
             return Outcome(rid, Status.FAILED, reason, action.changes, 4)
         return self._undone(action, reason)

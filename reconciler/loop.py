@@ -56,7 +56,9 @@ class Pass:
             observed = observed.merged(newer)
             self.recorder.ended(done, seen)
             outcomes += done
-        final = Plan(foretold.actions if foretold else (), planned.skips)
+        ended = {outcome.id for outcome in outcomes}
+        skips = tuple(skip for skip in planned.skips if skip.id not in ended)
+        final = Plan(foretold.actions if foretold else (), skips)
         report = Report(
             run_id=self.run_id, revision=self.revision, check=self.check, started=started,
             seconds=time.monotonic() - clock, observed=observed, drifts=seen, plan=final,

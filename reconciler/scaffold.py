@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from reconciler.desired.schema import text as schema_text
 from reconciler.model import ConfigurationError, Problem
 from reconciler.paths import ansible_home
 
-TEMPLATES = Path(__file__).parent / "scaffold_files"
+HERE = Path(__file__).parent
+TEMPLATES = HERE / "scaffold_files"
+SCHEMA = Path("desired_state/desired_state.schema.json")
 
 
 def write(directory: Path) -> list[Path]:
@@ -24,8 +27,10 @@ def write(directory: Path) -> list[Path]:
         for source, target in targets.items():
             target.parent.mkdir(parents=True, exist_ok=True)
             text = source.read_text(encoding="utf-8")
-            target.write_text(text.replace("@ANSIBLE_HOME@", str(ansible_home())), encoding="utf-8")
+            text = text.replace("@ANSIBLE_HOME@", str(ansible_home())).replace("@PLUGINS@", str(HERE / "plugins"))
+            target.write_text(text, encoding="utf-8")
             target.chmod(0o755 if target.suffix == ".sh" else 0o644)
+        (directory / SCHEMA).write_text(schema_text(), encoding="utf-8")
     except OSError as error:
         raise ConfigurationError(f"cannot write {error.filename}: {error.strerror}") from error
-    return list(targets.values())
+    return [*targets.values(), directory / SCHEMA]

@@ -56,7 +56,7 @@ def changes(declared, facts):
         return [_change("content", declared["content"], facts.get("content"), fixable, note)]
     else:
         return []
-    return [_change("version", wanted, seen, fixable, note)]
+    return [_change("version", "any version" if wanted == "any" else wanted, seen, fixable, note)]
 
 
 def _change(field, desired, observed, fixable, note):
@@ -82,11 +82,14 @@ def parse_version(text):
     return (numbers, ranks[match.group(2)], int(match.group(3) or 0))
 
 
+_BOUND = r"v?\d+(?:\.\d+)*(?:\.\*|[-.]?(?:a|alpha|b|beta|c|rc|pre|next|dev)[-.]?\d*)?"
+
+
 def parse_range(text):
     """``>=2.0,<3`` as (operator, version text) pairs. Raises ValueError."""
     found = []
     for part in text.split(","):
-        match = re.match(r"^\s*(>=|<=|==|!=|~=|>|<|)\s*v?(\d+(?:\.\d+)*(?:[-.\w]*?)(?:\.\*)?)\s*$", part)
+        match = re.match(r"^\s*(>=|<=|==|!=|~=|>|<|)\s*(%s)\s*$" % _BOUND, part)
         if not match or (match.group(2).endswith(".*") and match.group(1) not in ("==", "!=", "")):
             raise ValueError('%r is no version range; write it like ">=2.0", ">=2.0,<3" or "==2.1.*"' % text)
         operator, version = match.group(1) or "==", match.group(2)

@@ -25,7 +25,8 @@ def bin_directory(resource):
 
 def payload_directory(resource, attempt):
     """Where this attempt installs."""
-    base = "/opt/reconciler/tools" if os.geteuid() == 0 else lib.expand("~/.local/share/reconciler/tools")
+    for_everybody = os.geteuid() == 0 and not resource.get("bin_dir")
+    base = "/opt/reconciler/tools" if for_everybody else lib.expand("~/.local/share/reconciler/tools")
     return os.path.join(base, resource["name"], attempt)
 
 
