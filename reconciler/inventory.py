@@ -113,7 +113,11 @@ def _own_loader() -> Any:
     from ansible.parsing.dataloader import DataLoader
     from ansible.parsing.vault import VaultSecretsContext
     from ansible.plugins.loader import init_plugin_loader
+    from ansible.plugins.vars import host_group_vars
 
+    # Ansible remembers per process which variable files there are; a pass has to see those that came later.
+    for memory in (host_group_vars.CANONICAL_PATHS, host_group_vars.FOUND, host_group_vars.NAK):
+        memory.clear()
     # A part of a pattern that matches nothing is a typing error until proven otherwise.
     constants.HOST_PATTERN_MISMATCH = "error"
     _initialize(init_plugin_loader)

@@ -71,7 +71,7 @@ def _words(  # noqa: PLR0911 - one return per kind of mistake
     if item["type"] in ("string_type", "enum", "literal_error") and not isinstance(value, str):
         raw = document.raw.get(path)
         if raw is not None and value is not None:
-            name = str(path[-1])
+            name = f"an item of {path[-2]}" if isinstance(path[-1], int) else str(path[-1])
             return f"{name} is text, but YAML reads {raw} as {kind_of(value)}", f'write it in quotes: "{raw}"'
         return f"{name} is text, this is {kind_of(value)}", ""
     if item["type"] in ("enum", "literal_error"):

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import fnmatch
 import hashlib
 import importlib
 import json
-import posixpath
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
-from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +16,9 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import ValidationError
 
 from reconciler.desired import explain, references
+from reconciler.desired.between import Between, Entry
 from reconciler.desired.models import ALWAYS_PROTECTED, Header
-from reconciler.desired.places import Document, Path_, read, suggestion
+from reconciler.desired.places import Document, read, suggestion
 from reconciler.inventory import Inventory
 from reconciler.kinds.base import Context, Declaration, FieldError, PolicyFields, Resolved, seconds
 from reconciler.kinds.registry import sections
@@ -56,19 +54,6 @@ class Desired:
         return replace(self, resources=kept)
 
 
-@dataclass(frozen=True)
-class _Entry:
-    """One entry of a section: its raw data and where it stands."""
-
-    model: type[Declaration]
-    data: dict[str, Any]
-    document: Document
-    path: Path_
-
-    def problem(self, path: Path_, message: str, hint: str = "", *, key: bool = False) -> Problem:
-        return Problem(message, self.document.mark((*self.path, *path), key=key), hint)
-
-
 def load(directory: Path, inventory: Inventory) -> Desired:
     """Read every ``*.yml`` in ``directory``. Raises ConfigurationError with all problems found."""
     return _Loader(directory, inventory).load()
@@ -79,6 +64,7 @@ class _Loader:
         self.directory, self.inventory = directory, inventory
         self.problems: list[Problem] = []
         self.documents: dict[str, Document] = {}
+        self.entries: dict[ResourceId, Entry] = {}
         self.header = Header()
         self._bodies: dict[str, bytes] = {}
 
@@ -89,20 +75,23 @@ class _Loader:
         resources: dict[ResourceId, Resource] = {}
         for entry in entries:
             for resource in self._expand(entry):
-                self._add(resources, resource)
+                self._add(resources, resource, entry)
         self._stop_on_problems()
-        resources = self._linked(resources)
-        self._check_protected(resources)
+        between = Between(resources, self.entries)
+        resources = between.linked()
+        between.check_paths(self._protected())
+        self.problems += between.problems
         self._stop_on_problems()
         limit = (self.header.limits.max_changed_nodes) if self.header.limits else "100%"
         return Desired(self._ordered(resources), self._protected(), limit, self.documents)
 
     def _stop_on_problems(self) -> None:
         if self.problems:
-            unique = {(str(p.mark), p.message): p for p in self.problems}
-            by_place = sorted(
-                unique.values(), key=lambda p: (p.mark or Mark("")).file + f"{(p.mark or Mark('')).line:09}"
-            )
+            # Said twice about one place, the first is the one with a hint.
+            unique: dict[tuple[str, str], Problem] = {}
+            for problem in self.problems:
+                unique.setdefault((str(problem.mark), problem.message), problem)
+            by_place = sorted(unique.values(), key=_place)
             raise DesiredError(by_place, self.documents)
 
     # --- files and entries ---
@@ -124,7 +113,7 @@ class _Loader:
             self.documents[str(path)] = document
             self.problems += document.problems
 
-    def _entries(self) -> Iterator[_Entry]:
+    def _entries(self) -> Iterator[Entry]:
         for document in self.documents.values():
             if document.data is None:
                 continue
@@ -146,7 +135,7 @@ class _Loader:
 
     def _section(
         self, document: Document, section: str, model: type[Declaration], data: Any
-    ) -> Iterator[_Entry]:
+    ) -> Iterator[Entry]:
         if data is None:
             return
         if not isinstance(data, list):
@@ -155,7 +144,7 @@ class _Loader:
             return
         for index, item in enumerate(data):
             if isinstance(item, dict):
-                yield _Entry(model, item, document, (section, index))
+                yield Entry(model, item, document, (section, index))
             else:
                 message = f"each entry of {section} is a mapping, this is {explain.kind_of(item)}"
                 self.problems.append(Problem(message, document.mark((section, index))))
@@ -184,7 +173,7 @@ class _Loader:
 
     # --- one entry on its nodes ---
 
-    def _expand(self, entry: _Entry) -> Iterator[Resource]:
+    def _expand(self, entry: Entry) -> Iterator[Resource]:
         nodes = self._nodes(entry)
         if not references.used(entry.data):
             declaration = self._validated(entry, entry.data)
@@ -200,7 +189,7 @@ class _Loader:
                 declaration = self._validated(entry, data, where=f" (on {node})")
                 yield from self._resolved(entry, declaration, node, secret=resolver.secret)
 
-    def _nodes(self, entry: _Entry) -> tuple[str, ...]:
+    def _nodes(self, entry: Entry) -> tuple[str, ...]:
         pattern = entry.data.get("nodes")
         if not isinstance(pattern, str) or not pattern:
             if "nodes" not in entry.data:
@@ -215,12 +204,15 @@ class _Loader:
         except LookupError:
             known = [*self.inventory.groups, *self.inventory.nodes]
             words = [word.lstrip("!&") for word in pattern.replace(":", ",").split(",")]
-            strange = next((word for word in words if word not in known), pattern)
+            strange = [word for word in words if word not in known]
             message = f"the pattern {pattern!r} matches no node of {self.inventory.path}"
-            self.problems.append(entry.problem(("nodes",), message, suggestion(strange, known)))
+            hint = (
+                suggestion(strange[0], known) if strange else "these groups and nodes exist, but none is left"
+            )
+            self.problems.append(entry.problem(("nodes",), message, hint))
             return ()
 
-    def _validated(self, entry: _Entry, data: dict[str, Any], where: str = "") -> Declaration | None:
+    def _validated(self, entry: Entry, data: dict[str, Any], where: str = "") -> Declaration | None:
         try:
             return entry.model.model_validate(data)
         except ValidationError as error:
@@ -228,7 +220,7 @@ class _Loader:
             return None
 
     def _resolved(
-        self, entry: _Entry, declaration: Declaration | None, node: str, *, secret: bool
+        self, entry: Entry, declaration: Declaration | None, node: str, *, secret: bool
     ) -> Iterator[Resource]:
         if declaration is None:
             return
@@ -237,7 +229,7 @@ class _Loader:
             resolved = declaration.resolve(context)
             fields = self._without_ignored(declaration, resolved)
         except FieldError as error:
-            self.problems.append(entry.problem(tuple(p for p in error.path if p), str(error), error.hint))
+            self.problems.append(entry.problem(error.path, str(error), error.hint))
             return
         rid = ResourceId(node, declaration.KIND, declaration.name)
         yield Resource(
@@ -265,7 +257,7 @@ class _Loader:
             if name not in comparable:
                 hint = suggestion(name, comparable)
                 raise FieldError(
-                    f"ignore.{index}", f"{declaration.KIND} has no field {name!r} to ignore", hint
+                    ("ignore", index), f"{declaration.KIND} has no field {name!r} to ignore", hint
                 )
         return {key: value for key, value in resolved.fields.items() if key not in declaration.ignore}
 
@@ -299,74 +291,18 @@ class _Loader:
             allow_become=declaration.allow_become,
         )
 
-    def _add(self, resources: dict[ResourceId, Resource], resource: Resource) -> None:
+    def _add(self, resources: dict[ResourceId, Resource], resource: Resource, entry: Entry) -> None:
         first = resources.get(resource.id)
         if first is None:
             resources[resource.id] = resource
+            self.entries[resource.id] = entry
             return
         rid = resource.id
         message = f"{rid.kind} {rid.name!r} is declared twice for {rid.node}; first at {first.declared_at}"
         self.problems.append(Problem(message, resource.declared_at, "keep one, or let their nodes differ"))
 
-    # --- between resources ---
-
-    def _linked(self, resources: dict[ResourceId, Resource]) -> dict[ResourceId, Resource]:
-        linked = {}
-        for rid, resource in resources.items():
-            targets = [self._dependency(resource, text, resources) for text in resource.policy.depends_on]
-            linked[rid] = replace(resource, depends_on=tuple(target for target in targets if target))
-        self._refuse_cycles(linked)
-        return linked
-
-    def _dependency(
-        self, resource: Resource, text: str, resources: Mapping[ResourceId, Resource]
-    ) -> ResourceId | None:
-        full = text if text.count("/") > 1 else f"{resource.id.node}/{text}"
-        try:
-            target = ResourceId.parse(full)
-        except ValueError:
-            hint = "write KIND/NAME, as in tool/claude, or NODE/KIND/NAME"
-            self.problems.append(Problem(f"{text!r} names no resource", resource.declared_at, hint))
-            return None
-        if target not in resources:
-            there = [f"{r.kind}/{r.name}" for r in resources if r.node == target.node]
-            hint = suggestion(f"{target.kind}/{target.name}", there)
-            message = f"depends_on: {target.kind}/{target.name} is not declared on {target.node}"
-            self.problems.append(Problem(message, resource.declared_at, hint))
-            return None
-        return target
-
-    def _refuse_cycles(self, resources: Mapping[ResourceId, Resource]) -> None:
-        try:
-            TopologicalSorter({rid: r.depends_on for rid, r in resources.items()}).prepare()
-        except CycleError as error:
-            cycle = error.args[1]
-            message = (
-                "dependency cycle: "
-                + " -> ".join(f"{r.kind}/{r.name}" for r in cycle)
-                + f" (on {cycle[0].node})"
-            )
-            self.problems.append(
-                Problem(message, resources[cycle[0]].declared_at, "remove one of these depends_on")
-            )
-
     def _protected(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys([*ALWAYS_PROTECTED, *(self.header.protected or ())]))
-
-    def _check_protected(self, resources: Mapping[ResourceId, Resource]) -> None:
-        """What can be seen by the spelling alone; the node looks again, through links."""
-        for resource in resources.values():
-            for path in resource.paths_written:
-                for pattern in self._protected():
-                    subject = path if "/" in pattern else posixpath.basename(path)
-                    wanted = posixpath.normpath(pattern) if "/" in pattern else pattern
-                    if fnmatch.fnmatch(subject, wanted) or path.startswith(wanted.rstrip("/") + "/"):
-                        message = (
-                            f"{resource.id.kind} {resource.id.name!r} would write {path}, which is protected"
-                        )
-                        self.problems.append(
-                            Problem(message, resource.declared_at, f"protected by the entry {pattern!r}")
-                        )
 
     def _ordered(self, resources: Mapping[ResourceId, Resource]) -> dict[ResourceId, Resource]:
         order = {model.KIND: model.ORDER for model in sections().values()}
@@ -385,6 +321,11 @@ class DesiredError(ConfigurationError):
         """The line a mark points to."""
         document = self.documents.get(mark.file)
         return document.line(mark.line) if document else ""
+
+
+def _place(problem: Problem) -> tuple[str, int, int]:
+    mark = problem.mark or Mark("")
+    return mark.file, mark.line, mark.column
 
 
 def _digest(resolved: Resolved) -> str:

@@ -15,6 +15,7 @@ from reconciler.model import Mark, Problem
 Path_ = tuple[str | int, ...]
 MAX_NODES = 200_000
 MAX_DEPTH = 60
+_PLAIN_TAGS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
 
 
 @dataclass
@@ -115,6 +116,8 @@ class _Builder:
             raise _TooMuchError("is nested too deeply")
         self.document.values[path] = self._mark(node)
         above = (*above, id(node))
+        if not isinstance(node, yaml.ScalarNode) and node.tag not in _PLAIN_TAGS:
+            return self._strange_tag(node)
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, path, above)
         if isinstance(node, yaml.SequenceNode):
@@ -124,15 +127,16 @@ class _Builder:
     def _scalar(self, node: yaml.Node, path: Path_) -> Any:
         self.document.raw[path] = node.value
         if not node.tag.startswith("tag:yaml.org,2002:"):
-            self._problem(
-                f"unknown tag {node.tag}", node, "references are written {$env: NAME}, without tags"
-            )
-            return None
+            return self._strange_tag(node)
         try:
             return self.scalars.construct_object(node)
         except (yaml.YAMLError, ValueError, OverflowError) as error:
             self._problem(f"cannot be read as a value: {_first_line(str(error))}", node, "put it in quotes")
             return None
+
+    def _strange_tag(self, node: yaml.Node) -> None:
+        tag = node.tag.replace("tag:yaml.org,2002:", "!!")
+        self._problem(f"unknown tag {tag}", node, "references are written {$env: NAME}, without tags")
 
     def _mapping(self, node: yaml.MappingNode, path: Path_, above: tuple[int, ...]) -> dict[str, Any]:
         found: dict[str, Any] = {}

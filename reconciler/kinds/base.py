@@ -21,9 +21,9 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 class FieldError(ValueError):
     """A value that a node cannot have; ``path`` leads from the declaration to the field at fault."""
 
-    def __init__(self, path: str, message: str, hint: str = "") -> None:
+    def __init__(self, path: str | tuple[str | int, ...], message: str, hint: str = "") -> None:
         super().__init__(message)
-        self.path = tuple(path.split("."))
+        self.path = (tuple(path.split(".")) if path else ()) if isinstance(path, str) else path
         self.hint = hint
 
 
@@ -115,6 +115,8 @@ class Declaration(PolicyFields):
     """Whether a repair is verified over a new connection, because it could have cut us off."""
     UNSTEADY: ClassVar[tuple[str, ...]] = ()
     """Fields whose observed value moves by itself (a service that keeps dying): an undo need not restore it exactly."""
+    SHARES_PATHS: ClassVar[bool] = False
+    """Whether several resources may write the same path, each its own part of it."""
     OBSERVE_PRIVILEGED: ClassVar[bool] = True
     """Whether looking needs the privilege that fixing needs (where ``allow_become`` grants it)."""
 
@@ -178,9 +180,12 @@ class Context:
         if owner.src is not None:
             return self._from("src", owner.src)
         if owner.template is not None:
-            text = self._from("template", owner.template).decode("utf-8")
+            body = self._from("template", owner.template)
             try:
+                text = body.decode("utf-8")
                 return self.render(text, {**self.variables, **(extra or {})}).encode()
+            except UnicodeDecodeError:
+                raise FieldError("template", f"{owner.template} is not UTF-8 text") from None
             except ValueError as error:
                 raise FieldError("template", f"{owner.template}: {error}") from None
         return None
@@ -222,8 +227,6 @@ def body_change(resource: Resource, facts: Mapping[str, Any], change: Change, la
         desired = base64.b64decode(resource.args["body"]).decode()
     except (KeyError, UnicodeDecodeError):
         return change
-    if observed is None and facts.get("type", "absent") == "absent":
-        observed = ""
     if observed is None or len(desired) > 64 * 1024:
         return change
     lines = difflib.unified_diff(

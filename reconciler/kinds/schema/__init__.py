@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 import sqlite3
 from contextlib import closing
 from typing import Annotated, Any, ClassVar
@@ -46,6 +47,7 @@ class Schema(Declaration):
     SECTION: ClassVar[str] = "schema"
     CHECK_TYPE: ClassVar[str] = "C1"
     ORDER: ClassVar[int] = 20
+    SHARES_PATHS: ClassVar[bool] = True
     NO_ROLLBACK: ClassVar[str] = (
         "All additions are one transaction: they are there or they are not. A backup is made all the same."
     )
@@ -60,7 +62,8 @@ class Schema(Declaration):
         if not self.database.startswith(("/", "~")):
             raise FieldError("database", f"{self.database!r} is not absolute", "begin with / or ~")
         tables = {name: _normalized(name, table) for name, table in self.tables.items()}
-        return Resolved(fields={"tables": tables}, args={"database": self.database})
+        written = frozenset({posixpath.normpath(self.database)})
+        return Resolved({"tables": tables}, {"database": self.database}, paths_written=written)
 
     @classmethod
     def probe_args(cls, resource: Resource) -> dict[str, Any]:
@@ -78,10 +81,12 @@ def _normalized(name: str, table: Table) -> dict[str, Any]:
         try:
             database.execute(f'CREATE TABLE "{name}" ({parts})')
         except (sqlite3.Error, sqlite3.Warning) as error:
-            raise FieldError(f"tables.{name}.columns", f"SQLite refuses these columns: {error}") from None
+            raise FieldError(("tables", name, "columns"), f"SQLite refuses these columns: {error}") from None
         rows = database.execute(f'PRAGMA table_info("{name}")').fetchall()
         if [row[1] for row in rows] != list(table.columns):
-            raise FieldError(f"tables.{name}.columns", "a declaration contains a comma: one column per entry")
+            raise FieldError(
+                ("tables", name, "columns"), "a declaration contains a comma: one column per entry"
+            )
         indexes = {index: _index(database, name, index, spec) for index, spec in table.indexes.items()}
     columns = {
         row[1]: {
@@ -98,7 +103,7 @@ def _normalized(name: str, table: Table) -> dict[str, Any]:
 
 
 def _index(database: sqlite3.Connection, table: str, name: str, index: Index) -> dict[str, Any]:
-    path = f"tables.{table}.indexes.{name}"
+    path = ("tables", table, "indexes", name)
     unknown = [column for column in index.columns if column not in _columns(database, table)]
     if unknown:
         raise FieldError(path, f"column {unknown[0]!r} is not declared for table {table!r}")

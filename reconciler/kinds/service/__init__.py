@@ -106,7 +106,7 @@ class Service(Declaration):
         try:
             return context.body(source)
         except FieldError as error:
-            key = {"src": "unit", "template": "unit_template"}[error.path[0]]
+            key = {"src": "unit", "template": "unit_template"}[str(error.path[0])]
             raise FieldError(key, str(error), error.hint) from None
 
     def _rendered(self, program: Program) -> bytes:
