@@ -6,6 +6,7 @@ import secrets
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,6 +33,8 @@ class Scope:
     limit: str | None = None
     kinds: tuple[str, ...] | None = None
     check: bool = False
+    next_in: float | None = None
+    """Seconds from the start of this pass to the next one, where there will be one."""
 
 
 def desired_state(settings: Settings, scope: Scope) -> tuple[Desired, Desired, Inventory]:
@@ -66,13 +69,14 @@ def one_pass(
     runs: list[Run] = []
     clock = _RunClock(runs, on_run)
     try:
-        with store.exclusive(run_id):
+        # Looking disturbs nobody: only a pass that may act has to be alone.
+        with nullcontext() if scope.check else store.exclusive(run_id):
             revision = git_revision(settings.desired)
             how = runner.Settings(
                 settings.inventory, settings.forks, seconds(settings.timeout), seconds(settings.idle_timeout)
             )
             observer = Observer(how, inventory.variables, clock.start, on_node)
-            recorder = Recorder(store, desired.resources, run_id, revision)
+            recorder = Recorder(store, desired.resources, run_id, revision, scope.next_in)
             converger = Converger(how, observer, desired.protected, clock.start)
             found = Pass(wanted, observer, converger, recorder, run_id, revision, scope.check, runs)
             with clock:

@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import time
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -171,6 +172,7 @@ def _continuous(found: settings.Settings, scope: assemble.Scope, output: Output)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     pause = seconds(found.interval)
+    scope = replace(scope, next_in=pause)
     code = int(ExitCode.AS_DESIRED)
     while not stop.is_set():
         began = time.monotonic()

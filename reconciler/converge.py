@@ -11,6 +11,8 @@ from reconciler.kinds.registry import kinds
 from reconciler.model import Action, Drift, Observed, Outcome, Resource, ResourceId, Status
 from reconciler.observe import Observer
 
+UNSHOWN = "the step failed; what it said is not shown, since this resource refers to secrets"
+
 
 class Converger:
     """Runs roles through Ansible and judges the result by observing again."""
@@ -78,7 +80,9 @@ class Converger:
         def on_result(result: runner.Result) -> None:
             message = result.data.get("msg")
             if isinstance(message, dict) and "failed" in message:
-                errors[ResourceId.parse(message["failed"])] = str(message["reason"])
+                rid = ResourceId.parse(message["failed"])
+                secret = next(resource.secret for resource in wanted if resource.id == rid)
+                errors[rid] = UNSHOWN if secret else str(message["reason"])
             elif result.status == "unreachable":
                 for resource in wanted:
                     if resource.id.node == result.node:

@@ -25,7 +25,7 @@ def plan(
     to be replaced has to be restarted. ``attempted`` had their turn in this pass and get no second one.
     """
     planner = _Planner(resources, observations, drifts, now, attempted)
-    for rid in _dependencies_first(resources):
+    for rid in dependencies_first(resources):
         planner.consider(rid)
     return planner.result()
 
@@ -36,7 +36,7 @@ def ready(plan: Plan, attempted: AbstractSet[ResourceId]) -> tuple[Action, ...]:
     return tuple(a for a in plan.actions if a.id not in attempted and not a.after & pending)
 
 
-def _dependencies_first(resources: Mapping[ResourceId, Resource]) -> list[ResourceId]:
+def dependencies_first(resources: Mapping[ResourceId, Resource]) -> list[ResourceId]:
     """The given order (kinds that write files come before those that read them), dependencies first."""
     graph = TopologicalSorter(
         {rid: [d for d in r.depends_on if d in resources] for rid, r in resources.items()}

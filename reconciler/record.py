@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from reconciler.model import (
+    SECRET,
     Action,
     Change,
     Drift,
     Event,
+    Observation,
     Outcome,
     Report,
     Resource,
@@ -28,9 +30,15 @@ class Recorder:
     """Writes as the pass goes, so that a pass that dies has told what it had begun."""
 
     def __init__(
-        self, store: Store, resources: Mapping[ResourceId, Resource], run_id: str, revision: str
+        self,
+        store: Store,
+        resources: Mapping[ResourceId, Resource],
+        run_id: str,
+        revision: str,
+        next_in: float | None = None,
     ) -> None:
-        """``resources`` is everything declared, also what this pass does not look at."""
+        """``resources`` is everything declared, also what this pass does not look at; ``next_in`` as in Scope."""
+        self.next_in = next_in
         self.store, self.resources = store, resources
         self.context = {"run": run_id, "revision": revision}
         self.conditions = store.conditions()
@@ -95,6 +103,7 @@ class Recorder:
                 "exit_code": int(report.exit_code),
                 "scope": f"{len(report.observed.nodes)} nodes, {len(rows)} resources",
                 "counts": dict(Counter(row["status"] for row in rows)),
+                "next": now_text(report.started + timedelta(seconds=self.next_in)) if self.next_in else None,
             }
         )
 
@@ -138,6 +147,8 @@ class Recorder:
                 "changes": [change_details(change) for change in drift.changes] if drift else [],
                 # An episode that was open when the node fell silent is still open when it answers again.
                 "open": drift is not None or (status == "Unknown" and is_open(before)),
+                "observed": _facts(self.resources[rid], observation),
+                "suspended": _suspension(self.resources[rid], report.started),
             },
         }  # fmt: skip
 
@@ -145,6 +156,22 @@ class Recorder:
         self, rid: ResourceId, status: Status, severity: int, details: Mapping[str, Any], attempts: int
     ) -> None:
         self.store.record([Event(rid, self.resources[rid].check_type, status, severity, details, attempts)])
+
+
+def _facts(resource: Resource, observation: Observation) -> Any:
+    """What the node said, less file contents and secrets."""
+    if observation.facts is None:
+        return None
+    if resource.secret:
+        return SECRET
+    file = {key: value for key, value in observation.facts.get("file", {}).items() if key != "text"}
+    found = {key: value for key, value in observation.facts.items() if key not in ("text", "file")}
+    return {**found, **({"file": file} if file else {})}
+
+
+def _suspension(resource: Resource, now: datetime) -> str | None:
+    suspend = resource.policy.suspend
+    return suspend.reason if suspend and suspend.holds(now) else None
 
 
 def is_open(condition: Mapping[str, Any] | None) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
@@ -44,7 +45,7 @@ def status_document(store: Store, limit: str | None = None) -> dict[str, Any]:
                             "seen",
                         )
                     }
-                    | {"changes": row["details"].get("changes", [])}
+                    | {key: row["details"].get(key) for key in ("changes", "suspended")}
                     for row in rows
                 ],
             }
@@ -84,18 +85,19 @@ def status_table(document: dict[str, Any], out: Console) -> None:
     out.print(table)
     for node in document["nodes"].values():
         for row in node["resources"]:
+            if row["suspended"]:
+                out.print(Text.assemble((f"{row['issue_key']} ", "bold"), "suspended: ", row["suspended"]), soft_wrap=True)
             if row["status"] != "True":
-                what = row["message"] or "; ".join(map(change_text, row["changes"]))
+                what = row["message"] or "; ".join(map(change_text, row["changes"] or []))
                 line = Text.assemble(
                     (f"{row['issue_key']} ", "bold"), (f"{row['reason']} ", STYLES[row["status"]])
                 )
                 out.print(line + Text(f"since {row['since']}: {what}"), soft_wrap=True)
     last = document["last_pass"]
     if last:
-        out.print(
-            f"last pass {last['started']} ({last['scope']}, {last['seconds']} s, exit {last['exit_code']})",
-            soft_wrap=True,
-        )
+        coming = f"; next pass {last['next']}" if last["next"] else ""
+        said = f"last pass {last['started']} ({last['scope']}, {last['seconds']} s, exit {last['exit_code']}){coming}"
+        out.print(said, soft_wrap=True)
 
 
 def explain_lines(text: str, desired: Desired, store: Store) -> dict[str, Any]:
@@ -111,7 +113,7 @@ def explain_lines(text: str, desired: Desired, store: Store) -> dict[str, Any]:
     if resource is None:
         raise ConfigurationError([Problem(f"{text} is not declared", hint=suggestion(text, known))])
     policy = resource.policy
-    shown = {key: value for key, value in resource.args.items() if key != "body"}
+    shown = _without_bodies(resource.args)
     return {
         "id": str(rid),
         "declared_at": str(resource.declared_at),
@@ -135,3 +137,10 @@ def explain_lines(text: str, desired: Desired, store: Store) -> dict[str, Any]:
         "attempts_in_episode": store.attempts(str(rid)),
         "events": store.events(issue_key=str(rid), limit=10),
     }
+
+
+def _without_bodies(value: Any) -> Any:
+    """Arguments without the contents of files."""
+    if isinstance(value, Mapping):
+        return {key: _without_bodies(item) for key, item in value.items() if key != "body"}
+    return value

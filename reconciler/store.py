@@ -42,7 +42,7 @@ def _m001_initial(db: sqlite_utils.Database) -> None:
         CREATE INDEX guardian_events_by_time ON guardian_events (timestamp);
         CREATE TABLE passes (
             run_id TEXT PRIMARY KEY, started TEXT NOT NULL, seconds REAL NOT NULL, revision TEXT NOT NULL,
-            exit_code INTEGER NOT NULL, scope TEXT NOT NULL, counts TEXT NOT NULL
+            exit_code INTEGER NOT NULL, scope TEXT NOT NULL, counts TEXT NOT NULL, next TEXT
         );
         CREATE TABLE conditions (
             issue_key TEXT PRIMARY KEY, node TEXT NOT NULL, kind TEXT NOT NULL, name TEXT NOT NULL,

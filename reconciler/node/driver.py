@@ -55,12 +55,14 @@ def take_step(lib, modules, request):
     for path in steps.paths(resource):
         lib.refuse_protected(path, request.get("protected") or ())
     if request["check"]:
-        changes = steps.pending(resource)
+        changes = lib.pending(probe_module, resource)
         shown = difference(steps, request) if changes else []
+        if step == "apply" and not changes:
+            refuse_what_only_people_can_do(lib, probe_module, resource)
         return {"changed": bool(changes) and step != "backup", "changes": changes, "difference": shown}
     with lib.node_lock(request.get("lock_timeout", 30)):
         if step == "backup":
-            return back_up(lib, steps, request)
+            return back_up(lib, steps, probe_module, request)
         record = lib.read_journal(kind, name, attempt)
         if step == "rollback":
             if record is None:
@@ -68,8 +70,9 @@ def take_step(lib, modules, request):
             detail = steps.rollback(resource, record["saved"])
             lib.write_journal(kind, name, attempt, "rolled back", record["saved"])
             return {"changed": True, "detail": detail or ""}
-        changes = steps.pending(resource)
+        changes = lib.pending(probe_module, resource)
         if not changes:
+            refuse_what_only_people_can_do(lib, probe_module, resource)
             return {"changed": False, "changes": []}
         if record is None:
             raise lib.Refused("nothing was backed up for attempt %s; nothing is changed without" % attempt)
@@ -77,6 +80,7 @@ def take_step(lib, modules, request):
         lib.write_journal(kind, name, attempt, "applying", record["saved"])
         detail = steps.apply(resource, record["saved"])
         lib.write_journal(kind, name, attempt, "applied", record["saved"])
+        refuse_what_only_people_can_do(lib, probe_module, resource)
         return {"changed": True, "detail": detail or "", "changes": changes, "difference": shown}
 
 
@@ -86,13 +90,21 @@ def difference(steps, request):
     return steps.difference(request["resource"]) if wanted else []
 
 
-def back_up(lib, steps, request):
+def refuse_what_only_people_can_do(lib, probe_module, resource):
+    """A step that leaves a reported difference behind has not brought the resource into its declared state."""
+    left = [change for change in lib.differences(probe_module, resource) if not change.get("fixable", True)]
+    if left:
+        what = "; ".join("%s is %s (%s)" % (c["field"], c["observed"], c.get("note", "")) for c in left)
+        raise lib.Refused("only a person can put this right: " + what)
+
+
+def back_up(lib, steps, probe_module, request):
     """Save what the next step will overwrite; nothing is overwritten before every copy's place is on record."""
     kind, resource, attempt = request["kind"], request["resource"], request["attempt"]
     name = resource["name"]
     if lib.read_journal(kind, name, attempt) is not None:
         return {"changed": False, "detail": "already saved by this attempt"}
-    changes = steps.pending(resource)
+    changes = lib.pending(probe_module, resource)
     if not changes:
         return {"changed": False, "changes": []}
     lib.prune_journal(request.get("keep_days", 7))

@@ -70,6 +70,17 @@ def environment(declared=(), **extra):
     return env
 
 
+def differences(probe, resource):
+    """What is not as declared, by the comparison that the controller makes too."""
+    declared = {key: resource[key] for key in probe.COMPARED if resource.get(key) is not None}
+    return probe.changes(declared, probe.observe(resource, {}))
+
+
+def pending(probe, resource):
+    """The differences that a step may remove."""
+    return [change for change in differences(probe, resource) if change.get("fixable", True)]
+
+
 class Result:
     """How a program ended: exit status, and what it printed (decoded, undecodable bytes replaced)."""
 

@@ -172,8 +172,9 @@ def _child(specification: Mapping[str, Any], timeout: float) -> Iterator[dict[st
     )
     try:
         assert process.stdin  # noqa: S101 - for the type checker
-        process.stdin.write(json.dumps(specification).encode())
-        process.stdin.close()
+        # It stays open: the child ends Ansible when it closes, which a killed controller does too.
+        process.stdin.write(json.dumps(specification).encode() + b"\n")
+        process.stdin.flush()
         yield from _lines(process, time.monotonic() + timeout)
     finally:
         _end_session(process)
@@ -206,7 +207,7 @@ def _lines(process: subprocess.Popen[bytes], deadline: float) -> Iterator[dict[s
 
 def _end_session(process: subprocess.Popen[bytes]) -> None:
     """End whatever of the child's session still runs. Open SSH masters have sessions of their own and stay."""
-    for number, grace in ((signal.SIGTERM, 2.0), (signal.SIGKILL, 5.0)):
+    for number, grace in ((signal.SIGTERM, 8.0), (signal.SIGKILL, 5.0)):
         if process.poll() is not None:
             break
         with contextlib.suppress(ProcessLookupError):

@@ -33,6 +33,7 @@ def _desired(directory: str, inventory: str, loader: Any) -> tuple[dict[str, lis
     from reconciler.inventory import Inventory
     from reconciler.kinds.registry import kinds
     from reconciler.model import ConfigurationError
+    from reconciler.plan import dependencies_first
     from reconciler.requests import acts, role_request
 
     try:
@@ -41,7 +42,8 @@ def _desired(directory: str, inventory: str, loader: Any) -> tuple[dict[str, lis
     except ConfigurationError as error:
         raise AnsibleError(f"the desired state is invalid:\n{error}") from error
     found: dict[str, list[Any]] = {}
-    for resource in desired.resources.values():
+    for rid in dependencies_first(desired.resources):
+        resource = desired.resources[rid]
         if acts(resource):
             found.setdefault(resource.id.node, []).append(role_request(resource))
     shared: dict[str, Any] = {"reconciler_kinds": list(kinds())}
@@ -69,8 +71,10 @@ class VarsModule(BaseVarsPlugin):  # type: ignore[misc]
     def get_vars(self, loader: Any, path: str, entities: Any, cache: bool = True) -> dict[str, Any]:  # noqa: ARG002, FBT001, FBT002
         """``reconciler_resources`` and its companions for one host."""
         super().get_vars(loader, path, entities)
-        entity = entities[0] if isinstance(entities, list) else entities
-        if os.environ.get("RECONCILER_VARS") == "off" or not isinstance(entity, Host):
+        # Asked for hosts one at a time, for groups and for nobody at all; `localhost` may be in no inventory.
+        asked = entities if isinstance(entities, list) else [entities]
+        hosts = [entity for entity in asked if isinstance(entity, Host) and not entity.implicit]
+        if os.environ.get("RECONCILER_VARS") == "off" or not hosts:
             return {}
         directory = os.environ.get("RECONCILER_DESIRED") or "desired_state"
         inventories: Sequence[str] = context.CLIARGS.get("inventory") or ()
@@ -79,4 +83,4 @@ class VarsModule(BaseVarsPlugin):  # type: ignore[misc]
                 "the desired state refers to one inventory; where there are several files, name their directory"
             )
         found, shared = _desired(directory, inventories[0], loader)
-        return {"reconciler_resources": found.get(entity.name, []), **shared}
+        return {"reconciler_resources": found.get(hosts[0].name, []), **shared}

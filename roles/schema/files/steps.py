@@ -16,12 +16,6 @@ def paths(resource):
     return [lib.expand(resource["database"])]
 
 
-def pending(resource):
-    """What is missing and can be added."""
-    found = probe.changes({"tables": resource["tables"]}, probe.observe(resource, {}))
-    return [change for change in found if change.get("fixable", True)]
-
-
 def backup(resource, attempt):
     """A whole copy through SQLite's backup API: copying the file of a database in WAL mode loses data."""
     path = lib.expand(resource["database"])

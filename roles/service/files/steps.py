@@ -15,16 +15,6 @@ def paths(resource):
     return [lib.expand(resource["unit_path"])]
 
 
-def pending(resource):
-    """What is not as declared, by the probe's own comparison."""
-    declared = {key: resource[key] for key in probe.COMPARED if resource.get(key) is not None}
-    return [
-        change
-        for change in probe.changes(declared, probe.observe(resource, {}))
-        if change.get("fixable", True)
-    ]
-
-
 def difference(resource):
     """The unit file that is there and the declared one."""
     if not resource.get("unit"):
@@ -43,7 +33,7 @@ def backup(resource, attempt):
 
 def apply(resource, saved):
     """File, then manager, then enablement, then state; each only where it differs."""
-    before = {change["field"] for change in pending(resource)}
+    before = {change["field"] for change in lib.pending(probe, resource)}
     if "unit" in before:
         path = lib.expand(resource["unit_path"])
         saved["created"] = lib.make_parents(path)

@@ -40,12 +40,6 @@ def paths(resource):
     return [link_path(resource)]
 
 
-def pending(resource):
-    """What is not as declared, by the probe's own comparison."""
-    declared = {key: resource[key] for key in probe.COMPARED if resource.get(key) is not None}
-    return [change for change in probe.changes(declared, probe.observe(resource, {})) if change["fixable"]]
-
-
 def backup(resource, attempt):
     """Save the command that is replaced, and for apt the package's present state."""
     saved = {"link": lib.save(link_path(resource), attempt), "created": [], "payload": None}

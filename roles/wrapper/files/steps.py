@@ -13,12 +13,6 @@ def paths(resource):
     return [lib.expand(resource["dest"])]
 
 
-def pending(resource):
-    """What is not as declared, by the probe's own comparison."""
-    declared = {key: resource[key] for key in probe.COMPARED if resource.get(key) is not None}
-    return probe.changes(declared, probe.observe(resource, {}))
-
-
 def difference(resource):
     """The text that is there and the declared one."""
     return lib.text_difference(lib.expand(resource["dest"]), resource.get("content"), resource["body"])
