@@ -42,6 +42,13 @@ def problems(
         yield Problem(message + where, place, hint)
 
 
+def without_value(problem: Problem) -> Problem:
+    """The same problem for an entry that refers to a secret: messages quote what they found."""
+    return Problem(
+        "this will not do; as the entry refers to a secret, what was found is not shown", problem.mark
+    )
+
+
 def _existing(document: Document, base: Path_, loc: tuple[int | str, ...]) -> Path_:
     path = base
     for part in loc:

@@ -182,11 +182,12 @@ class _Loader:
             return
         for node in nodes:
             resolver = references.Resolver(node, self.inventory.variables[node], self.directory)
-            data = resolver.resolve(entry.data)
+            # A name is shown everywhere: it never refers to anything.
+            data = {k: v if k == "name" else resolver.resolve(v, (k,)) for k, v in entry.data.items()}
             for path, message, hint in resolver.problems:
                 self.problems.append(entry.problem(path, message, hint))
             if not resolver.problems:
-                declaration = self._validated(entry, data, where=f" (on {node})")
+                declaration = self._validated(entry, data, f" (on {node})", secret=resolver.secret)
                 yield from self._resolved(entry, declaration, node, secret=resolver.secret)
 
     def _nodes(self, entry: Entry) -> tuple[str, ...]:
@@ -212,11 +213,14 @@ class _Loader:
             self.problems.append(entry.problem(("nodes",), message, hint))
             return ()
 
-    def _validated(self, entry: Entry, data: dict[str, Any], where: str = "") -> Declaration | None:
+    def _validated(
+        self, entry: Entry, data: dict[str, Any], where: str = "", *, secret: bool = False
+    ) -> Declaration | None:
         try:
             return entry.model.model_validate(data)
         except ValidationError as error:
-            self.problems += explain.problems(error, entry.model, entry.document, entry.path, where)
+            found = explain.problems(error, entry.model, entry.document, entry.path, where)
+            self.problems += map(explain.without_value, found) if secret else found
             return None
 
     def _resolved(
@@ -229,7 +233,8 @@ class _Loader:
             resolved = declaration.resolve(context)
             fields = self._without_ignored(declaration, resolved)
         except FieldError as error:
-            self.problems.append(entry.problem(error.path, str(error), error.hint))
+            problem = entry.problem(error.path, str(error), error.hint)
+            self.problems.append(explain.without_value(problem) if secret else problem)
             return
         rid = ResourceId(node, declaration.KIND, declaration.name)
         yield Resource(
@@ -247,7 +252,7 @@ class _Loader:
 
     def _body(self, path: str) -> bytes:
         if path not in self._bodies:
-            self._bodies[path] = (self.directory / Path(path).expanduser()).read_bytes()
+            self._bodies[path] = references.read_file(self.directory, path)
         return self._bodies[path]
 
     @staticmethod

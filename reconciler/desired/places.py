@@ -129,7 +129,7 @@ class _Builder:
         if not node.tag.startswith("tag:yaml.org,2002:"):
             return self._strange_tag(node)
         try:
-            return self.scalars.construct_object(node)
+            return _whole_characters(self.scalars.construct_object(node))
         except (yaml.YAMLError, ValueError, OverflowError) as error:
             self._problem(f"cannot be read as a value: {_first_line(str(error))}", node, "put it in quotes")
             return None
@@ -158,6 +158,9 @@ class _Builder:
                 self._problem(f"the key {key_node.value} is not text in YAML 1.1", key_node, hint)
                 continue
             key = key_node.value
+            if not _is_text(key):
+                self._problem(f"the key {key!r} holds half a character", key_node)
+                continue
             if key in first:
                 line = first[key].start_mark.line + 1
                 self._problem(f"the key {key!r} stands here a second time (first in line {line})", key_node)
@@ -178,7 +181,12 @@ class _Builder:
                 continue
             for key_node, value_node in source.value:
                 key = getattr(key_node, "value", None)
-                if isinstance(key, str) and key not in found:
+                if key_node.tag == "tag:yaml.org,2002:merge":
+                    if id(source) in above:
+                        self._problem("an alias refers to what contains it", source)
+                    else:
+                        self._merge(value_node, path, (*above, id(source)), found)
+                elif isinstance(key, str) and _is_text(key) and key not in found:
                     self.document.keys[(*path, key)] = self._mark(key_node)
                     found[key] = self._value(value_node, (*path, key), above)
 
@@ -189,6 +197,18 @@ class _Builder:
 
     def _problem(self, message: str, node: yaml.Node, hint: str = "") -> None:
         self.document.problems.append(Problem(message, self._mark(node), hint))
+
+
+def _whole_characters(value: Any) -> Any:
+    """JSON writes one character as two escapes, which YAML reads as two. Raises ValueError for half of one."""
+    if not isinstance(value, str):
+        return value
+    return value.encode("utf-16", "surrogatepass").decode("utf-16")
+
+
+def _is_text(key: str) -> bool:
+    """Whether every character is whole: YAML's escapes can name halves, which cannot be written anywhere."""
+    return not any("\ud800" <= character <= "\udfff" for character in key)
 
 
 class _TooMuchError(Exception):

@@ -6,6 +6,7 @@ node, or is a secret, it is referred to.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +20,14 @@ KEYS = {
     "$env": "a secret from the controller's environment",
     "$file": "a secret from a file on the controller, less one newline at its end",
 }
+
+
+def read_file(directory: Path, name: str) -> bytes:
+    """The bytes of a file named relative to the desired state. Raises OSError, also for an impossible name."""
+    try:
+        return (directory / Path(name).expanduser()).read_bytes()
+    except (ValueError, RuntimeError) as error:  # NUL in the name; ~NOBODY
+        raise OSError(errno.EINVAL, str(error)) from None
 
 
 def used(value: Any) -> bool:
@@ -81,7 +90,7 @@ class Resolver:
 
     def _file(self, name: str, path: Path_) -> Any:
         try:
-            return (self.directory / Path(name).expanduser()).read_text(encoding="utf-8").removesuffix("\n")
+            return read_file(self.directory, name).decode("utf-8").removesuffix("\n")
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
             return self._problem(path, f"cannot read {name!r}: {reason}", "")

@@ -13,6 +13,9 @@ from reconciler.desired.references import KEYS
 from reconciler.kinds.registry import sections
 
 DRAFT = "http://json-schema.org/draft-07/schema#"
+HEADER_MODELS = ("Defaults", "Limits", "PolicyFields")
+_OUTER = ("title", "description", "default", "examples")
+_REFERENCE = {"$ref": "#/definitions/Reference"}
 
 
 def schema() -> dict[str, Any]:
@@ -38,8 +41,9 @@ def schema() -> dict[str, Any]:
         "properties": properties,
         "definitions": {**found, "Reference": _reference()},
     }
-    for model in sections().values():
-        _allow_references(document["definitions"][model.__name__])
+    for name, definition in found.items():
+        if name not in HEADER_MODELS:
+            _allow_references(definition)
     text = json.dumps(document).replace("#/$defs/", "#/definitions/")
     result: dict[str, Any] = json.loads(text)
     return result
@@ -62,13 +66,19 @@ def _reference() -> dict[str, Any]:
 
 
 def _allow_references(definition: dict[str, Any]) -> None:
-    """Every field but name and nodes may be a reference."""
-    for name, field in definition["properties"].items():
+    """Every value but name and nodes may be a reference, also within lists and mappings."""
+    for name, field in definition.get("properties", {}).items():
         if name in ("name", "nodes"):
             continue
-        outer = {
-            key: field.pop(key) for key in ("title", "description", "default", "examples") if key in field
-        }
-        inner = field.pop("anyOf", None) or [dict(field)]
+        outer = {key: field.pop(key) for key in _OUTER if key in field}
+        inner = [_inside(option) for option in field.pop("anyOf", None) or [dict(field)]]
         field.clear()
-        field |= {**outer, "anyOf": [*inner, {"$ref": "#/definitions/Reference"}]}
+        field |= {**outer, "anyOf": [*inner, _REFERENCE]}
+
+
+def _inside(option: dict[str, Any]) -> dict[str, Any]:
+    found = dict(option)
+    for key in ("items", "additionalProperties"):
+        if isinstance(found.get(key), dict):
+            found[key] = {"anyOf": [found[key], _REFERENCE]}
+    return found

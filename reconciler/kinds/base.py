@@ -201,6 +201,8 @@ class Context:
 class BodyFields(BaseModel):
     """Where the content of a managed file comes from."""
 
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
     src: str | None = Field(None, examples=["files/task-wrapper.sh"])
     """File beside the desired state; its bytes arrive unchanged."""
     template: str | None = Field(None, examples=["templates/agent.conf.j2"])
