@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from reconciler.model import SECRET, Change, Mode, Resource
+from reconciler.model import Change, Mode, Resource
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -223,7 +223,7 @@ def encode(body: bytes) -> str:
 def body_change(resource: Resource, facts: Mapping[str, Any], change: Change, label: str) -> Change:
     """The change of a file's content with a readable diff, where both sides are short text."""
     if resource.secret:
-        return Change(change.field, SECRET, SECRET if change.observed != "absent" else "absent")
+        return change  # its values are taken out where drift is made
     observed = facts.get("text")
     try:
         desired = base64.b64decode(resource.args["body"]).decode()

@@ -85,7 +85,11 @@ class Service(Declaration):
             "scope": self.scope,
             "manager": self.manager,
         }
-        args |= {"restart_on": self.restart_on, "settle": self.settle, "body": encode(body) if body is not None else None}
+        args |= {
+            "restart_on": self.restart_on,
+            "settle": self.settle,
+            "body": encode(body) if body is not None else None,
+        }
         reads = {posixpath.normpath(entry) for entry in self.restart_on}
         return Resolved(fields, args, frozenset() if body is None else frozenset({path}), frozenset(reads))
 

@@ -9,6 +9,7 @@ import subprocess
 lib = None  # set by the driver
 
 COMPARED = ("version", "content")
+RELEASE = 9  # what sorts after every kind of pre-release
 _VERSION = r"(?<![\w.])v?(\d+(?:\.\d+)+(?:[-.]?(?:a|b|c|rc|alpha|beta|dev|pre|next)[-.]?\d*)?)"
 
 
@@ -78,18 +79,29 @@ def parse_version(text):
     numbers = [int(part) for part in match.group(1).split(".")]
     while len(numbers) > 1 and numbers[-1] == 0:
         numbers.pop()
-    ranks = {"dev": 0, "a": 1, "alpha": 1, "b": 2, "beta": 2, "c": 3, "rc": 3, "pre": 3, "next": 3, None: 9}
+    ranks = {
+        "dev": 0,
+        "a": 1,
+        "alpha": 1,
+        "b": 2,
+        "beta": 2,
+        "c": 3,
+        "rc": 3,
+        "pre": 3,
+        "next": 3,
+        None: RELEASE,
+    }
     return (numbers, ranks[match.group(2)], int(match.group(3) or 0))
 
 
-_BOUND = r"v?\d+(?:\.\d+)*(?:\.\*|[-.]?(?:a|alpha|b|beta|c|rc|pre|next|dev)[-.]?\d*)?"
+_BOUND = r"\d+(?:\.\d+)*(?:\.\*|[-.]?(?:a|alpha|b|beta|c|rc|pre|next|dev)[-.]?\d*)?"
 
 
 def parse_range(text):
     """``>=2.0,<3`` as (operator, version text) pairs. Raises ValueError."""
     found = []
     for part in text.split(","):
-        match = re.match(r"^\s*(>=|<=|==|!=|~=|>|<|)\s*(%s)\s*$" % _BOUND, part)
+        match = re.match(r"^\s*(>=|<=|==|!=|~=|>|<|)\s*v?(%s)\s*$" % _BOUND, part)
         if not match or (match.group(2).endswith(".*") and match.group(1) not in ("==", "!=", "")):
             raise ValueError('%r is no version range; write it like ">=2.0", ">=2.0,<3" or "==2.1.*"' % text)
         operator, version = match.group(1) or "==", match.group(2)
@@ -119,6 +131,8 @@ def _holds(seen, operator, bound):
         prefix = [int(part) for part in re.match(r"\d+(?:\.\d+)*", bound).group(0).split(".")][:-1]
         numbers = (seen[0] + [0] * len(prefix))[: len(prefix)]
         return seen >= other and numbers == prefix
+    if operator == "<" and seen[0] == other[0] and other[1] == RELEASE:
+        return False  # 3.0rc1 is no version below 3 for whoever excludes 3
     return {
         ">=": seen >= other, "<=": seen <= other, ">": seen > other,
         "<": seen < other, "==": seen == other, "!=": seen != other,

@@ -13,12 +13,18 @@ def observe(args, _connection):
 def changes(declared, facts):
     """Declared fields that differ. Where no file stands yet, that alone is said."""
     if facts["type"] == "absent":
-        return [{"field": "content", "desired": declared.get("content", "a file"), "observed": "absent"}]
+        if "content" in declared:
+            return [{"field": "content", "desired": declared["content"], "observed": "absent"}]
+        note = "its content is not declared"
+        found = {"field": "content", "desired": "a file", "observed": "absent"}
+        return [dict(found, fixable=False, note=note)]
     if facts["type"] != "file" and "type" in declared:
         seen = facts["type"] + (" to " + facts["target"] if "target" in facts else "")
         fixable = facts["type"] == "symlink"
         note = "" if fixable else "only files and links are ever replaced"
         return [{"field": "type", "desired": "file", "observed": seen, "fixable": fixable, "note": note}]
+    if facts["type"] != "file":
+        return []
     return [
         {"field": field, "desired": declared[field], "observed": facts.get(field)}
         for field in COMPARED
