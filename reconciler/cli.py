@@ -71,8 +71,8 @@ def root(  # noqa: PLR0917 - a command's options
 
     Without a command: one pass after another, until SIGTERM. With --once: one pass.
 
-    Exit codes: 0 as desired now; 1 usage or configuration error, nothing touched; 2 drift found (--check);
-    3 something could not be fixed; 4 some state is unknown.
+    Exit codes: 0 as desired now; 1 usage or configuration error, nothing touched; 2 drift found and left
+    alone (--check, mode warn, suspended); 3 something could not be fixed; 4 some state is unknown.
     """
     if version:
         sys.stdout.write(f"{__version__}\n")
@@ -95,6 +95,8 @@ def root(  # noqa: PLR0917 - a command's options
     found = _settings(output, desired=desired, inventory=inventory, db=db)
     scope = assemble.Scope(limit, _kinds(kind), check)
     if once or check:
+        # Unwinding ends Ansible and removes the request files; the default action would do neither.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
         raise typer.Exit(_one_pass(found, scope, output))
     raise typer.Exit(_continuous(found, scope, output))
 
@@ -169,8 +171,14 @@ def _print_report(result: Report, output: Output) -> None:
 def _continuous(found: settings.Settings, scope: assemble.Scope, output: Output) -> int:
     """A pass per interval until SIGTERM or SIGINT; a pass under way is finished first."""
     stop = threading.Event()
+
+    def on_signal(_number: int, _frame: object) -> None:
+        if stop.is_set():  # asked twice: do not even finish the pass
+            raise KeyboardInterrupt
+        stop.set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+        signal.signal(number, on_signal)
     pause = seconds(found.interval)
     scope = replace(scope, next_in=pause)
     code = int(ExitCode.AS_DESIRED)

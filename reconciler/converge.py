@@ -8,7 +8,17 @@ from typing import Any
 from reconciler import requests, runner
 from reconciler.diff import diff
 from reconciler.kinds.registry import kinds
-from reconciler.model import Action, Drift, Observed, Outcome, Resource, ResourceId, Status
+from reconciler.model import (
+    Action,
+    Drift,
+    Observation,
+    Observed,
+    Outcome,
+    Resource,
+    ResourceId,
+    RunError,
+    Status,
+)
 from reconciler.observe import Observer
 
 UNSHOWN = "the step failed; what it said is not shown, since this resource refers to secrets"
@@ -64,8 +74,15 @@ class Converger:
         for fresh, group in ((False, nodes - fresh_nodes), (True, fresh_nodes)):
             asked = [resource for rid, resource in resources.items() if rid.node in group]
             if asked:
-                seen = seen.merged(self.observer.observe(asked, fresh=fresh))
+                seen = seen.merged(self._observed(asked, fresh=fresh))
         return seen
+
+    def _observed(self, asked: list[Resource], *, fresh: bool) -> Observed:
+        """What is there now; where Ansible cannot even look any more, all of it is unknown."""
+        try:
+            return self.observer.observe(asked, fresh=fresh)
+        except RunError as error:
+            return Observed({}, {r.id: Observation(r.id, unknown=str(error)) for r in asked})
 
     def _run(self, tasks: str, wanted: Sequence[Resource], attempt: str) -> dict[ResourceId, str]:
         """Run one task file of the roles; returns why it failed for those for which it did."""
@@ -92,7 +109,12 @@ class Converger:
             for name, actions in by_node.items():
                 workspace.request(name, actions)
             self.on_run("converge.yml", len(by_node))
-            runner.run("converge.yml", list(by_node), workspace, self.settings, on_result)
+            try:
+                runner.run("converge.yml", list(by_node), workspace, self.settings, on_result)
+            except RunError as error:
+                # Something may have been done: only looking again can tell.
+                for resource in wanted:
+                    errors.setdefault(resource.id, str(error))
         return errors
 
 

@@ -310,6 +310,7 @@ class Report:
             return ExitCode.NOT_FIXED
         if self.unknown:
             return ExitCode.UNKNOWN
-        if self.check and self.drifts:
+        # What is only warned about or suspended is drift all the same: 0 would say that all is as desired.
+        if (self.check and self.drifts) or self.plan.skips:
             return ExitCode.DRIFT
         return ExitCode.AS_DESIRED

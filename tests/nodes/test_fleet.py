@@ -11,7 +11,8 @@ from tests.nodes.conftest import Pool
 from tests.nodes.fleet import WATCHER, Fleet, trees
 
 ODD = '{{ lookup("pipe", "id") }} {% raw %}\n-n "quoted" \'single\' $HOME `id` \\n é 梁思筑 \U0001f600\ttab\n\n  trailing '
-COLUMNS = {"id": "INTEGER PRIMARY KEY", "project": "TEXT", "status": "TEXT NOT NULL DEFAULT 'pending'"}
+COLUMNS = {"id": "INTEGER PRIMARY KEY", "project": "TEXT", "status": "TEXT NOT NULL DEFAULT 'pending'",
+           "note": "TEXT DEFAULT '{{ é \"x\" }} %s\n-n'"}  # fmt: skip
 
 
 def everything(fleet: Fleet, *, version: str = "2.1") -> dict[str, Any]:
@@ -175,6 +176,51 @@ def test_a_node_without_python_is_unknown_with_the_reason(nodes: Pool, fleet: Fl
     assert set(reasons) == {"node-1"}
     assert "no Python on the node" in reasons["node-1"]
     assert set(answer.outcomes.values()) == {"fixed"}
+
+
+def test_a_probe_that_raises_is_unknown_and_disturbs_no_other(nodes: Pool, fleet: Fleet) -> None:
+    (node,) = nodes(1)
+    node.write("/home/agent/dispatch.db", "this is no database, but long enough to be read as one" * 100, owner="agent")
+    fleet.declare(everything(fleet))
+    answer = fleet.once()
+    assert answer.code == 4
+    (unknown,) = answer.report["unknown"]
+    assert unknown["id"] == "node-1/schema/dispatch"
+    assert "not a database" in unknown["reason"]
+    assert set(answer.outcomes.values()) == {"fixed"}
+    assert len(answer.outcomes) == 5
+
+
+def test_what_is_overwritten_stands_beside_it_as_it_was(nodes: Pool, fleet: Fleet) -> None:
+    (node,) = nodes(1)
+    node.write("/home/agent/task-wrapper.sh", "echo last month's\n", mode="0700", owner="agent")
+    script = "import sqlite3; d = sqlite3.connect('/home/agent/dispatch.db'); d.execute('pragma journal_mode=wal');"
+    script += " d.execute('create table tasks (id INTEGER PRIMARY KEY, project TEXT)');"
+    script += " d.execute(\"insert into tasks (project) values ('kept')\"); d.commit(); import os; os._exit(0)"
+    node.run(f'python3 -c "{script}"', user="agent")
+    fleet.declare(everything(fleet))
+    assert fleet.once().code == 0
+    (backup,) = [path for path in node.tree("/home/agent") if path.startswith("/home/agent/task-wrapper.sh.")]
+    assert node.read(backup) == b"echo last month's\n"
+    assert node.tree(backup)[backup].mode == "0700"
+    (copy,) = [path for path in node.tree("/home/agent") if path.startswith("/home/agent/dispatch.db.") and path.endswith(".bak")]
+    look = f"import sqlite3; d = sqlite3.connect('{copy}'); print(d.execute('select project from tasks').fetchall(),"
+    look += " [r[1] for r in d.execute('pragma table_info(tasks)')])"
+    assert node.run(f'python3 -c "{look}"').stdout.strip() == "[('kept',)] ['id', 'project']"
+
+
+def test_a_warned_resource_is_told_and_left_alone(nodes: Pool, fleet: Fleet) -> None:
+    (node,) = nodes(1)
+    state = everything(fleet)
+    fleet.declare({"defaults": {"mode": "warn", "tool": {"mode": "enforce"}}, "tools": state["tools"], "wrappers": state["wrappers"][1:]})
+    answer = fleet.once()
+    assert answer.code == 2
+    assert set(answer.outcomes) == {"node-1/tool/mm"}
+    assert "/home/agent/odd.txt" not in node.tree("/home/agent")
+    told = [row for row in fleet.events() if row["issue_key"] == "node-1/wrapper/odd"]
+    assert [row["status"] for row in told] == ["detected"]
+    fleet.once()
+    assert len([row for row in fleet.events() if row["issue_key"] == "node-1/wrapper/odd"]) == 1
 
 
 def test_a_noisy_and_slow_login_does_not_confuse_anybody(nodes: Pool, fleet: Fleet) -> None:
