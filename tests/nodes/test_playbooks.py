@@ -209,6 +209,13 @@ def test_what_fails_is_undone_and_named_and_stops_nothing_else(nodes: Pool, flee
                     "validate": "bash -n %s",
                 },
                 {"name": "good", "nodes": "all", "content": "x\n", "dest": "~/good"},
+                {
+                    "name": "later",
+                    "nodes": "all",
+                    "content": "",
+                    "dest": "~/later",
+                    "depends_on": ["wrapper/bad"],
+                },
             ],
             "services": [
                 {
@@ -229,11 +236,13 @@ def test_what_fails_is_undone_and_named_and_stops_nothing_else(nodes: Pool, flee
     played = play(fleet)
     assert played.code == 2, played.out
     assert played.of(node)["failed"] == 1
-    assert played.of(node)["rescued"] == 2
+    assert played.of(node)["rescued"] == 3
     final = played.out[played.out.index("TASK [Fail where") :]
     assert "node-1/wrapper/bad" in final
     assert "syntax error" in final
     assert "node-1/service/dies" in final
+    assert "node-1/wrapper/later: waits for node-1/wrapper/bad" in final
+    assert not node.tree("/home/agent/later")
     assert "good" not in final
     assert (
         node.run("stat -c %a ~/bad.sh; cat ~/bad.sh; cat ~/good", user="agent").stdout == "751\necho old\nx\n"
