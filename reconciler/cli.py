@@ -21,7 +21,7 @@ from reconciler.desired.schema import text as schema_text
 from reconciler.kinds.base import seconds
 from reconciler.model import ConfigurationError, ExitCode, Problem, Report, RunError
 from reconciler.status import explain_lines, status_document, status_table
-from reconciler.store import BusyError, Store
+from reconciler.store import BusyError, Store, StoreError
 
 app = typer.Typer(
     name="reconcile",
@@ -141,20 +141,21 @@ def _one_pass(found: settings.Settings, scope: assemble.Scope, output: Output) -
             result = assemble.one_pass(found, scope, watch.on_run, watch.on_node)
     except ConfigurationError as error:
         _fail(error, output)
-    except (BusyError, RunError) as error:
+    except (BusyError, RunError, StoreError) as error:
         return _not_run(error, output)
     _print_report(result, output)
     return int(result.exit_code)
 
 
 def _not_run(error: Exception, output: Output) -> int:
-    """The pass did not happen: another one holds the store, or Ansible does not run here."""
+    """The pass did not happen: another one holds the store, the store fails, or Ansible does not run here."""
     message = str(error)
-    hint = (
-        "it will do this pass's work"
-        if isinstance(error, BusyError)
-        else "does `ansible --version` work here?"
-    )
+    hints: dict[type[Exception], str] = {
+        BusyError: "it will do this pass's work",
+        StoreError: "is its disk full? what was done stands on the nodes; the next pass looks anew",
+        RunError: "does `ansible --version` work here?",
+    }
+    hint = next(text for kind, text in hints.items() if isinstance(error, kind))
     if output is Output.JSON:
         _print_json(reports.problems_as_json(ConfigurationError([Problem(message, hint=hint)])))
     render.console(stderr=True).print(f"error: {message} ({hint})", markup=False, soft_wrap=True)

@@ -24,6 +24,10 @@ class BusyError(Exception):
     """Another pass holds the store; the message says which."""
 
 
+# Any failure of the database below; named here so that nobody else has to know what is underneath.
+StoreError = sqlite3.Error
+
+
 def _m001_initial(db: sqlite_utils.Database) -> None:
     statuses = ", ".join(f"'{status.value}'" for status in Status)
     db.conn.executescript(f"""
