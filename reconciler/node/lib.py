@@ -208,16 +208,20 @@ def sync_directory(path):
             os.close(handle)
 
 
-def make_parents(path):
-    """Create missing parent directories; returns those created, outermost first, so that undo can remove them."""
+def missing_parents(path):
+    """Parent directories that do not exist yet, outermost first: on record, an undo can remove them."""
     missing = []
     parent = os.path.dirname(path)
     while parent and not os.path.isdir(parent):
         missing.append(parent)
         parent = os.path.dirname(parent)
-    for directory in reversed(missing):
-        os.mkdir(directory, 0o755)
     return list(reversed(missing))
+
+
+def make_parents(path):
+    """Create missing parent directories."""
+    for directory in missing_parents(path):
+        os.mkdir(directory, 0o755)
 
 
 def write_beside(path, content, mode, uid=-1, gid=-1):
@@ -398,8 +402,12 @@ def prune_journal(keep_days):
             continue
         for name in os.listdir(directory):
             path = os.path.join(directory, name)
-            with open(path, encoding="utf-8") as stream:
-                record = json.load(stream)
+            try:
+                with open(path, encoding="utf-8") as stream:
+                    record = json.load(stream)
+            except ValueError:  # half of one, from a crash while it was written beside
+                os.unlink(path)
+                continue
             if record["state"] in ("applied", "rolled back"):
                 for backup in backups_in(record["saved"]):
                     with contextlib.suppress(OSError):

@@ -194,7 +194,8 @@ def step(name: str, kind: str, resource: Mapping[str, Any], **given: Any) -> dic
         "lock_timeout": given.pop("lock_timeout", 20),
         "keep_days": given.pop("keep_days", 7),
     }
-    sources = {"probe": probe_path(kind), "steps": ROOT / "roles" / kind / "files" / "steps.py"}
+    roles = given.pop("roles", ROOT / "roles")
+    sources = {"probe": probe_path(kind), "steps": roles / kind / "files" / "steps.py"}
     return on_node(sources, request, **given)
 
 

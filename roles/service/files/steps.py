@@ -27,16 +27,17 @@ def backup(resource, attempt):
     facts = probe.observe(resource, {})
     saved = {"state": facts["state"], "enabled": facts["enabled"], "masked": facts["masked"], "created": []}
     if resource.get("unit"):
-        saved["file"] = lib.save(lib.expand(resource["unit_path"]), attempt)
+        path = lib.expand(resource["unit_path"])
+        saved["file"], saved["created"] = lib.save(path, attempt), lib.missing_parents(path)
     return saved
 
 
-def apply(resource, saved):
+def apply(resource, _saved):
     """File, then manager, then enablement, then state; each only where it differs."""
     before = {change["field"] for change in lib.pending(probe, resource)}
     if "unit" in before:
         path = lib.expand(resource["unit_path"])
-        saved["created"] = lib.make_parents(path)
+        lib.make_parents(path)
         lib.write_atomically(path, base64.b64decode(resource["body"]), 0o644)
     control = Launchd(resource) if resource["manager"] == "launchd" else Systemd(resource)
     control.reload(unit_changed="unit" in before)

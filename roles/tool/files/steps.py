@@ -50,6 +50,8 @@ def backup(resource, attempt):
         saved["package"] = _package_name(resource["install"]["source"])
     else:
         saved["payload"] = payload_directory(resource, attempt)
+        parents = lib.missing_parents(link_path(resource)) + lib.missing_parents(saved["payload"])
+        saved["created"] = list(dict.fromkeys(parents))
     return saved
 
 
@@ -58,7 +60,8 @@ def apply(resource, saved):
     method = resource["install"]["method"]
     if method == "apt":
         return _apt_install(resource["install"]["source"])
-    saved["created"] = lib.make_parents(link_path(resource)) + lib.make_parents(saved["payload"])
+    lib.make_parents(link_path(resource))
+    lib.make_parents(saved["payload"])
     if not os.path.isdir(saved["payload"]):
         os.mkdir(saved["payload"], 0o755)
     try:

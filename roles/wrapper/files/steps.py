@@ -20,14 +20,15 @@ def difference(resource):
 
 def backup(resource, attempt):
     """Copy what stands there beside it."""
-    return {"file": lib.save(lib.expand(resource["dest"]), attempt), "created": []}
+    dest = lib.expand(resource["dest"])
+    return {"file": lib.save(dest, attempt), "created": lib.missing_parents(dest)}
 
 
-def apply(resource, saved):
+def apply(resource, _saved):
     """Write beside, validate, rename. Nothing under the old name changes until the new file is whole and valid."""
     dest = lib.expand(resource["dest"])
     current = lib.describe(dest, want_text=False)
-    saved["created"] = lib.make_parents(dest)
+    lib.make_parents(dest)
     mode = int(resource.get("mode") or current.get("mode") or "0644", 8)
     temporary = lib.write_beside(dest, _content(resource, dest, current), mode, *_ids(resource, current))
     try:
