@@ -27,7 +27,12 @@ schema:
         columns: {id: INTEGER PRIMARY KEY, project: TEXT, status: TEXT NOT NULL DEFAULT 'pending', started_at: TEXT}
         indexes: {tasks_by_status: {columns: [status]}}
 wrappers:
-  - {name: task-wrapper, nodes: workers, src: files/task-wrapper.sh, dest: ~/task-wrapper.sh, mode: "0755", validate: sh -n %s}
+  - name: task-wrapper
+    nodes: workers
+    src: files/task-wrapper.sh
+    dest: ~/task-wrapper.sh
+    mode: "0755"
+    validate: sh -n %s
 tools:
   - {name: mm, nodes: workers, version: ">=2.0", install: {file: files/mm}, bin_dir: ~/.local/bin}
 """
@@ -53,11 +58,15 @@ def main() -> int:
     for title, arguments, expected in steps:
         sys.stdout.write(f"\n── {title}\n$ reconcile {' '.join(arguments)}\n\n")
         sys.stdout.flush()
-        code = subprocess.run([sys.executable, "-m", "reconciler", *arguments], cwd=directory, check=False).returncode
+        code = subprocess.run(
+            [sys.executable, "-m", "reconciler", *arguments], cwd=directory, check=False
+        ).returncode
         if code != expected:
             sys.stderr.write(f"error: that ended with {code}, expected was {expected}\n")
             return 1
-    sys.stdout.write(f"\nThe fleet stays in {directory}: change something below nodes/ or in desired_state/ and run\n")
+    sys.stdout.write(
+        f"\nThe fleet stays in {directory}: change something below nodes/ or in desired_state/ and run\n"
+    )
     sys.stdout.write(f"  cd {directory} && {Path(sys.executable).parent / 'reconcile'} --once\n")
     return 0
 
@@ -80,10 +89,12 @@ def _make(directory: Path) -> None:
             "ansible_python_interpreter": sys.executable,
             "reconciler_environment": environment,
         }
-    workers = {name: {} for name in NODES if name != "controller"}
+    workers: dict[str, dict[str, str]] = {name: {} for name in NODES if name != "controller"}
     inventory = {"all": {"hosts": hosts, "children": {"workers": {"hosts": workers}}}}
     (directory / "inventory.yml").write_text(yaml.safe_dump(inventory, sort_keys=False), encoding="utf-8")
-    (directory / "reconciler.toml").write_text('inventory = "inventory.yml"\ndb = "reconciler.db"\n', encoding="utf-8")
+    (directory / "reconciler.toml").write_text(
+        'inventory = "inventory.yml"\ndb = "reconciler.db"\n', encoding="utf-8"
+    )
 
 
 def _drift(directory: Path) -> None:

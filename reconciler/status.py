@@ -85,19 +85,23 @@ def status_table(document: dict[str, Any], out: Console) -> None:
     out.print(table)
     for node in document["nodes"].values():
         for row in node["resources"]:
-            if row["suspended"]:
-                out.print(Text.assemble((f"{row['issue_key']} ", "bold"), "suspended: ", row["suspended"]), soft_wrap=True)
-            if row["status"] != "True":
-                what = row["message"] or "; ".join(map(change_text, row["changes"] or []))
-                line = Text.assemble(
-                    (f"{row['issue_key']} ", "bold"), (f"{row['reason']} ", STYLES[row["status"]])
-                )
-                out.print(line + Text(f"since {row['since']}: {what}"), soft_wrap=True)
+            _told(row, out)
     last = document["last_pass"]
     if last:
         coming = f"; next pass {last['next']}" if last["next"] else ""
         said = f"last pass {last['started']} ({last['scope']}, {last['seconds']} s, exit {last['exit_code']}){coming}"
         out.print(said, soft_wrap=True)
+
+
+def _told(row: dict[str, Any], out: Console) -> None:
+    """One resource that is suspended or not as desired, in words."""
+    name = (f"{row['issue_key']} ", "bold")
+    if row["suspended"]:
+        out.print(Text.assemble(name, "suspended: ", row["suspended"]), soft_wrap=True)
+    if row["status"] != "True":
+        what = row["message"] or "; ".join(map(change_text, row["changes"] or []))
+        line = Text.assemble(name, (f"{row['reason']} ", STYLES[row["status"]]))
+        out.print(line + Text(f"since {row['since']}: {what}"), soft_wrap=True)
 
 
 def explain_lines(text: str, desired: Desired, store: Store) -> dict[str, Any]:

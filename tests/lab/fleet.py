@@ -39,7 +39,8 @@ def drift(lab: Lab) -> None:
     """The week's usual: an old wrapper, a stopped watcher, a database without a column."""
     lab["glm-node-2"].write("/home/agent/task-wrapper.sh", "#!/bin/bash\n# last month's\n", owner="agent")
     lab["oci-paid-3"].run("systemctl --user stop task-watcher", user="agent", check=False)
-    script = "import sqlite3; sqlite3.connect('/home/agent/dispatch/dispatch.db').execute('create table tasks (id INTEGER PRIMARY KEY)')"
+    script = "import sqlite3; d = sqlite3.connect('/home/agent/dispatch/dispatch.db');"
+    script += " d.execute('create table tasks (id INTEGER PRIMARY KEY)')"
     lab["controller"].run(f'python3 -c "{script}"', user="agent", check=False)
 
 

@@ -28,7 +28,12 @@ def fleet(tmp_path: Path) -> Path:
 
 def once(directory: Path, *arguments: str) -> tuple[int, dict[str, Any]]:
     done = subprocess.run(
-        [*COMMAND, *arguments, "--output", "json"], cwd=directory, capture_output=True, text=True, timeout=120, check=False
+        [*COMMAND, *arguments, "--output", "json"],
+        cwd=directory,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
     return done.returncode, json.loads(done.stdout)
 
@@ -53,7 +58,9 @@ def test_the_demo_shows_drift_repairs_it_and_is_quiet_then(tmp_path: Path) -> No
 
 def test_the_demo_never_touches_a_directory_that_is_not_its_own(tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("x")
-    done = subprocess.run([sys.executable, "-m", "reconciler.demo", str(tmp_path)], capture_output=True, timeout=60, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "reconciler.demo", str(tmp_path)], capture_output=True, timeout=60, check=False
+    )
     assert done.returncode == 1
     assert (tmp_path / "precious").read_text() == "x"
 
@@ -62,7 +69,9 @@ def test_continuous_passes_repair_what_drifts_and_end_in_order(fleet: Path) -> N
     """Also over a mistake in the desired state: it is told, nothing is touched, and the next edit mends it."""
     env = {**os.environ, "RECONCILER_INTERVAL": "1s"}
     wrapper = fleet / "nodes/node-3/task-wrapper.sh"
-    with subprocess.Popen(COMMAND, cwd=fleet, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        COMMAND, cwd=fleet, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
         assert until(wrapper.exists)
         wrapper.unlink()
         assert until(wrapper.exists)
@@ -80,7 +89,11 @@ def test_continuous_passes_repair_what_drifts_and_end_in_order(fleet: Path) -> N
     assert process.returncode == 0, err
     assert "did you mean 'wrappers'" in err
     assert "Traceback" not in err
-    document = json.loads(subprocess.run([*COMMAND, "status", "--output", "json"], cwd=fleet, capture_output=True, timeout=60, check=True).stdout)
+    document = json.loads(
+        subprocess.run(
+            [*COMMAND, "status", "--output", "json"], cwd=fleet, capture_output=True, timeout=60, check=True
+        ).stdout
+    )
     assert document["score"] == 100
     assert document["last_pass"]["next"] > document["last_pass"]["started"]
 
@@ -114,7 +127,9 @@ def test_a_pass_ended_by_sigterm_leaves_no_request_file_behind(fleet: Path, tmp_
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     env = {**os.environ, "TMPDIR": str(scratch)}
-    with subprocess.Popen([*COMMAND, "--once"], cwd=fleet, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        [*COMMAND, "--once"], cwd=fleet, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
         assert until(lambda: any(scratch.glob("reconciler-*")))
         time.sleep(0.5)
         process.terminate()

@@ -74,7 +74,9 @@ class Fleet:
 
     def masters(self, name: str = "") -> list[int]:
         """Process ids of open control masters of this fleet."""
-        rows = subprocess.run(["ps", "-e", "-o", "pid=,args="], capture_output=True, text=True, timeout=10, check=True)
+        rows = subprocess.run(
+            ["ps", "-e", "-o", "pid=,args="], capture_output=True, text=True, timeout=10, check=True
+        )
         wanted = f"ssh: {self.runtime}/reconciler-ssh/{name}"
         return [int(row.split()[0]) for row in rows.stdout.splitlines() if wanted in row]
 
@@ -93,7 +95,9 @@ class Fleet:
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         argv, env = self.command(*arguments)
-        return subprocess.Popen(argv, env=env, cwd=self.directory, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        return subprocess.Popen(
+            argv, env=env, cwd=self.directory, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
 
     def run(self, *arguments: str, timeout: float = 300) -> Answer:
         argv, env = self.command(*arguments)

@@ -26,7 +26,9 @@ def wheel(directory: Path, name: str, version: str) -> Path:
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr(f"{name}.py", f"def main():\n    print('{name} {version}')\n")
         archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
-        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(
+            f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
         archive.writestr(f"{info}/entry_points.txt", f"[console_scripts]\n{name} = {name}:main\n")
         archive.writestr(f"{info}/RECORD", "")
     return path
@@ -42,7 +44,9 @@ def deb(directory: Path, name: str, version: str) -> Path:
     (root / "usr/bin" / name).write_text(SCRIPT.format(name=name, version=version))
     (root / "usr/bin" / name).chmod(0o755)
     path = directory / f"{name}_{version}_all.deb"
-    subprocess.run(["dpkg-deb", "--root-owner-group", "--build", root, path], check=True, capture_output=True, timeout=60)
+    subprocess.run(
+        ["dpkg-deb", "--root-owner-group", "--build", root, path], check=True, capture_output=True, timeout=60
+    )
     return path
 
 

@@ -1,11 +1,9 @@
-"""Whole passes over real nodes: everything is repaired, nothing is touched twice, and nothing is said that is not so."""
+"""Whole passes over real nodes: all is repaired, nothing is touched twice, nothing is said that is not so."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.lab import Lab
 from tests.nodes import packages
 from tests.nodes.conftest import Pool
 from tests.nodes.fleet import WATCHER, Fleet, trees
@@ -51,7 +49,10 @@ def test_drift_of_every_kind_on_20_nodes_is_repaired_in_one_pass(nodes: Pool, fl
     taken[3].run("rm ~/.local/bin/mm", user="agent")
     taken[4].run("echo '#!/bin/sh' > ~/.local/bin/mm", user="agent")
     taken[5].run("chmod 0600 ~/task-wrapper.sh", user="agent")
-    taken[6].run("systemctl --user disable task-watcher; echo '# edited' >> ~/.config/systemd/user/task-watcher.service", user="agent")
+    taken[6].run(
+        "systemctl --user disable task-watcher; echo '# edited' >> ~/.config/systemd/user/task-watcher.service",
+        user="agent",
+    )
     taken[7].run("systemctl --user mask --force task-watcher", user="agent", check=False)
     taken[8].run("touch ~/task-watcher.sh", user="agent")
     taken[9].run("rm ~/odd.txt ~/task-watcher.sh", user="agent")
@@ -63,7 +64,7 @@ def test_drift_of_every_kind_on_20_nodes_is_repaired_in_one_pass(nodes: Pool, fl
                 ("node-6", "wrapper"), ("node-7", "service"), ("node-9", "service"), ("node-10", "wrapper")}  # fmt: skip
     assert expected <= repaired
     assert set(answer.outcomes.values()) == {"fixed"}
-    assert [row["id"] for row in before["planned"]] and {row["id"] for row in before["planned"]} == set(answer.outcomes)
+    assert {row["id"] for row in before["planned"]} == set(answer.outcomes)
     assert taken[9].read("/home/agent/odd.txt") == ODD.encode()
 
     quiet_before, events_before = trees(taken), fleet.events()
@@ -89,15 +90,21 @@ def test_dead_and_hanging_nodes_are_unknown_and_disturb_nobody(nodes: Pool, flee
     assert answer.code == 4, answer.err
     assert {row["node"] for row in report["unknown"]} == {"node-4", "node-12"}
     assert "refused" in report["nodes"]["node-4"]["reason"]
-    assert "timed out" in report["nodes"]["node-12"]["reason"] or "no answer" in report["nodes"]["node-12"]["reason"]
-    assert {row["node"] for row in report["outcomes"]} == {node.name for node in taken} - {"node-4", "node-12"}
+    assert (
+        "timed out" in report["nodes"]["node-12"]["reason"]
+        or "no answer" in report["nodes"]["node-12"]["reason"]
+    )
+    assert {row["node"] for row in report["outcomes"]} == {node.name for node in taken} - {
+        "node-4",
+        "node-12",
+    }
     assert set(answer.outcomes.values()) == {"fixed"}
     looking = [run["seconds"] for run in report["durations"]["runs"] if run["playbook"] == "observe.yml"]
     assert sum(looking[:2]) < 30, "the spec's bound for learning that nodes do not answer"
     assert all(row["issue_key"].split("/")[0] not in ("node-4", "node-12") for row in fleet.events())
 
 
-def test_what_cannot_be_fixed_is_undone_and_everything_else_is_repaired(nodes: Pool, fleet: Fleet, tmp_path: Path) -> None:
+def test_what_cannot_be_fixed_is_undone_and_everything_else_is_repaired(nodes: Pool, fleet: Fleet) -> None:
     (node,) = nodes(1)
     state = everything(fleet)
     fleet.declare(state)
@@ -108,10 +115,14 @@ def test_what_cannot_be_fixed_is_undone_and_everything_else_is_repaired(nodes: P
     broken = WATCHER.replace("/home/agent/task-watcher.sh", "/bin/false")
     fleet.file("task-watcher.service", broken)
     state["tools"].append({"name": "nowhere", "nodes": "all", "install": {"npm": "/no/such/package.tgz"}})
-    state["tools"].append({"name": "badsum", "nodes": "all", "install": {"url": "file:///etc/hostname", "sha256": "0" * 64}})
+    state["tools"].append(
+        {"name": "badsum", "nodes": "all", "install": {"url": "file:///etc/hostname", "sha256": "0" * 64}}
+    )
     state["wrappers"].append({"name": "extra", "nodes": "all", "content": "new\n", "dest": "~/extra.conf"})
     fleet.declare(state)
-    before = node.tree("/home/agent", without=("/home/agent/.local", "/home/agent/.npm", "/home/agent/extra.conf"))
+    before = node.tree(
+        "/home/agent", without=("/home/agent/.local", "/home/agent/.npm", "/home/agent/extra.conf")
+    )
     answer = fleet.once()
     assert answer.code == 3, answer.err
     ended = answer.outcomes
@@ -120,14 +131,27 @@ def test_what_cannot_be_fixed_is_undone_and_everything_else_is_repaired(nodes: P
         assert ended[f"node-1/{name}"] == "rolled_back", answer.out
     details = {row["id"]: row["detail"] for row in answer.report["outcomes"]}
     assert "bash -n" in details["node-1/wrapper/task-wrapper"]
-    assert "does not stay up" in details["node-1/service/task-watcher"] or "failed" in details["node-1/service/task-watcher"]
+    assert (
+        "does not stay up" in details["node-1/service/task-watcher"]
+        or "failed" in details["node-1/service/task-watcher"]
+    )
     assert "SHA-256" in details["node-1/tool/badsum"]
     assert node.read("/home/agent/task-wrapper.sh") == b"echo old\n"
     assert node.read("/home/agent/.config/systemd/user/task-watcher.service") == WATCHER.encode()
     assert node.run("systemctl --user is-active task-watcher", user="agent").stdout.strip() == "active"
-    after = node.tree("/home/agent", without=("/home/agent/.local", "/home/agent/.npm", "/home/agent/extra.conf"))
-    differing = {path for path in {**before, **after} if before.get(path) != after.get(path) and not path.endswith(".bak")}
-    content = {p for p in differing if before.get(p) is None or after.get(p) is None or before[p].sha256 != after[p].sha256}
+    after = node.tree(
+        "/home/agent", without=("/home/agent/.local", "/home/agent/.npm", "/home/agent/extra.conf")
+    )
+    differing = {
+        path
+        for path in {**before, **after}
+        if before.get(path) != after.get(path) and not path.endswith(".bak")
+    }
+    content = {
+        p
+        for p in differing
+        if before.get(p) is None or after.get(p) is None or before[p].sha256 != after[p].sha256
+    }
     assert content == set()
 
 
@@ -143,7 +167,11 @@ def test_check_changes_nothing_and_foretells_exactly_what_a_pass_does(nodes: Poo
     foretold = fleet.check()
     assert foretold.code == 2
     assert trees(taken) == before
-    assert fleet.events() == [row for row in fleet.events() if row["status"] != "detected" or row["details"]["run"] != foretold.report["run_id"]]
+    assert fleet.events() == [
+        row
+        for row in fleet.events()
+        if row["status"] != "detected" or row["details"]["run"] != foretold.report["run_id"]
+    ]
     done = fleet.once()
     assert done.code == 0
 
@@ -160,16 +188,21 @@ def test_restricting_a_pass_leaves_the_rest_alone(nodes: Pool, fleet: Fleet) -> 
     fleet.declare(everything(fleet))
     answer = fleet.once("--limit", "node-2", "--kind", "wrapper,tool")
     assert answer.code == 0
-    assert {(row["node"], row["kind"]) for row in answer.report["outcomes"]} == {("node-2", "wrapper"), ("node-2", "tool")}
+    assert {(row["node"], row["kind"]) for row in answer.report["outcomes"]} == {
+        ("node-2", "wrapper"),
+        ("node-2", "tool"),
+    }
     refused = fleet.once("--limit", "nod-2")
     assert refused.code == 1
     assert "did you mean" in refused.report["problems"][0]["hint"]
 
 
-def test_a_node_without_python_is_unknown_with_the_reason(nodes: Pool, fleet: Fleet, lab: Lab) -> None:
+def test_a_node_without_python_is_unknown_with_the_reason(nodes: Pool, fleet: Fleet) -> None:
     taken = nodes(2)
     fleet.declare(everything(fleet))
-    taken[0].run("mv /usr/bin/python3 /usr/bin/python3.hidden && mv /usr/bin/python3.11 /usr/bin/hidden-python")
+    taken[0].run(
+        "mv /usr/bin/python3 /usr/bin/python3.hidden && mv /usr/bin/python3.11 /usr/bin/hidden-python"
+    )
     answer = fleet.once("--kind", "wrapper")
     assert answer.code == 4
     reasons = {row["node"]: row["reason"] for row in answer.report["unknown"]}
@@ -180,7 +213,11 @@ def test_a_node_without_python_is_unknown_with_the_reason(nodes: Pool, fleet: Fl
 
 def test_a_probe_that_raises_is_unknown_and_disturbs_no_other(nodes: Pool, fleet: Fleet) -> None:
     (node,) = nodes(1)
-    node.write("/home/agent/dispatch.db", "this is no database, but long enough to be read as one" * 100, owner="agent")
+    node.write(
+        "/home/agent/dispatch.db",
+        "this is no database, but long enough to be read as one" * 100,
+        owner="agent",
+    )
     fleet.declare(everything(fleet))
     answer = fleet.once()
     assert answer.code == 4
@@ -196,14 +233,20 @@ def test_what_is_overwritten_stands_beside_it_as_it_was(nodes: Pool, fleet: Flee
     node.write("/home/agent/task-wrapper.sh", "echo last month's\n", mode="0700", owner="agent")
     script = "import sqlite3; d = sqlite3.connect('/home/agent/dispatch.db'); d.execute('pragma journal_mode=wal');"
     script += " d.execute('create table tasks (id INTEGER PRIMARY KEY, project TEXT)');"
-    script += " d.execute(\"insert into tasks (project) values ('kept')\"); d.commit(); import os; os._exit(0)"
+    script += (
+        " d.execute(\"insert into tasks (project) values ('kept')\"); d.commit(); import os; os._exit(0)"
+    )
     node.run(f'python3 -c "{script}"', user="agent")
     fleet.declare(everything(fleet))
     assert fleet.once().code == 0
     (backup,) = [path for path in node.tree("/home/agent") if path.startswith("/home/agent/task-wrapper.sh.")]
     assert node.read(backup) == b"echo last month's\n"
     assert node.tree(backup)[backup].mode == "0700"
-    (copy,) = [path for path in node.tree("/home/agent") if path.startswith("/home/agent/dispatch.db.") and path.endswith(".bak")]
+    (copy,) = [
+        path
+        for path in node.tree("/home/agent")
+        if path.startswith("/home/agent/dispatch.db.") and path.endswith(".bak")
+    ]
     look = f"import sqlite3; d = sqlite3.connect('{copy}'); print(d.execute('select project from tasks').fetchall(),"
     look += " [r[1] for r in d.execute('pragma table_info(tasks)')])"
     assert node.run(f'python3 -c "{look}"').stdout.strip() == "[('kept',)] ['id', 'project']"
@@ -212,7 +255,13 @@ def test_what_is_overwritten_stands_beside_it_as_it_was(nodes: Pool, fleet: Flee
 def test_a_warned_resource_is_told_and_left_alone(nodes: Pool, fleet: Fleet) -> None:
     (node,) = nodes(1)
     state = everything(fleet)
-    fleet.declare({"defaults": {"mode": "warn", "tool": {"mode": "enforce"}}, "tools": state["tools"], "wrappers": state["wrappers"][1:]})
+    fleet.declare(
+        {
+            "defaults": {"mode": "warn", "tool": {"mode": "enforce"}},
+            "tools": state["tools"],
+            "wrappers": state["wrappers"][1:],
+        }
+    )
     answer = fleet.once()
     assert answer.code == 2
     assert set(answer.outcomes) == {"node-1/tool/mm"}
@@ -233,9 +282,17 @@ def test_a_noisy_and_slow_login_does_not_confuse_anybody(nodes: Pool, fleet: Fle
 
 def test_system_units_need_the_permission_to_escalate(nodes: Pool, fleet: Fleet) -> None:
     (node,) = nodes(1)
-    unit = WATCHER.replace("/home/agent/task-watcher.sh", "/bin/sleep infinity").replace("default.target", "multi-user.target")
+    unit = WATCHER.replace("/home/agent/task-watcher.sh", "/bin/sleep infinity").replace(
+        "default.target", "multi-user.target"
+    )
     fleet.file("system.service", unit)
-    service = {"name": "system-watcher", "nodes": "all", "unit": "files/system.service", "enabled": True, "settle": 0.3}
+    service = {
+        "name": "system-watcher",
+        "nodes": "all",
+        "unit": "files/system.service",
+        "enabled": True,
+        "settle": 0.3,
+    }
     fleet.declare({"services": [service]})
     refused = fleet.once()
     assert refused.code == 3

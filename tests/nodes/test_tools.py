@@ -30,7 +30,9 @@ def web(tmp_path: Path) -> Iterator[str]:
     server.server_close()
 
 
-def install(method: str, version: str, tmp_path: Path, node: Node, fleet: Fleet, web: str) -> dict[str, Any]:
+def install(  # noqa: PLR0917 - a package in six respects
+    method: str, version: str, tmp_path: Path, node: Node, fleet: Fleet, web: str
+) -> dict[str, Any]:
     """A declaration of the tool in that version, with its package where the method looks for it."""
     entry: dict[str, Any] = {"name": "glmtool", "nodes": "all"}
     where = "/srv/packages"
@@ -49,7 +51,10 @@ def install(method: str, version: str, tmp_path: Path, node: Node, fleet: Fleet,
 
 
 def version_of(node: Node) -> str:
-    ran = node.run("PATH=~/.local/bin:$PATH; command -v glmtool >/dev/null && glmtool --version || echo absent", user="agent")
+    ran = node.run(
+        "PATH=~/.local/bin:$PATH; command -v glmtool >/dev/null && glmtool --version || echo absent",
+        user="agent",
+    )
     return ran.stdout.strip()
 
 
@@ -97,7 +102,11 @@ def test_a_new_tool_that_will_not_do_is_removed_without_a_trace(
     answer = fleet.once()
     assert answer.outcomes == {"node-1/tool/glmtool": "rolled_back"}, answer.out
     assert version_of(node) == "absent"
-    left = {p for p in set(node.tree(*paths)) - before if not p.startswith(("/home/agent/.local/state", "/home/agent/.npm", "/home/agent/.cache"))}
+    left = {
+        p
+        for p in set(node.tree(*paths)) - before
+        if not p.startswith(("/home/agent/.local/state", "/home/agent/.npm", "/home/agent/.cache"))
+    }
     assert left <= {"/home/agent/.local", "/home/agent/.local/share"}, left
 
 

@@ -21,7 +21,9 @@ def test_a_hung_control_master_is_stepped_around_and_replaced(nodes: Pool, fleet
         node.run("rm ~/odd.txt", user="agent")
     seen = fleet.check()
     assert seen.code == 2
-    assert [change["observed"] for row in seen.report["drifts"] for change in row["changes"]].count("hung") == 1
+    assert [change["observed"] for row in seen.report["drifts"] for change in row["changes"]].count(
+        "hung"
+    ) == 1
     answer = fleet.once()
     assert answer.code == 0, answer.out
     assert sum(row["kind"] == "ssh" for row in answer.report["outcomes"]) == 1
@@ -31,7 +33,9 @@ def test_a_hung_control_master_is_stepped_around_and_replaced(nodes: Pool, fleet
     assert fleet.once().report["drifts"] == []
 
 
-def test_a_hung_master_disturbs_nothing_even_where_no_ssh_resource_is_declared(nodes: Pool, fleet: Fleet) -> None:
+def test_a_hung_master_disturbs_nothing_even_where_no_ssh_resource_is_declared(
+    nodes: Pool, fleet: Fleet
+) -> None:
     (node,) = nodes(1)
     state = everything(fleet)
     del state["ssh"]
@@ -70,7 +74,9 @@ def test_two_passes_at_once_only_one_runs(nodes: Pool, fleet: Fleet) -> None:
         assert len(node.run("ls ~/.local/state/reconciler/journal", user="agent").stdout.split()) == 1
 
 
-def test_a_restart_lost_to_a_kill_between_the_unit_file_and_the_restart_is_still_due(nodes: Pool, fleet: Fleet) -> None:
+def test_a_restart_lost_to_a_kill_between_the_unit_file_and_the_restart_is_still_due(
+    nodes: Pool, fleet: Fleet
+) -> None:
     (node,) = nodes(1)
     fleet.declare(everything(fleet))
     fleet.once()
@@ -85,7 +91,10 @@ def test_a_restart_lost_to_a_kill_between_the_unit_file_and_the_restart_is_still
     old = node.run("systemctl --user show -p MainPID --value task-watcher", user="agent").stdout
     newest = newer.replace("better", "best")
     fleet.file("task-watcher.service", newest)
-    node.run(f"cat > ~/.config/systemd/user/task-watcher.service <<'END'\n{newest}END\nsystemctl --user daemon-reload", user="agent")
+    node.run(
+        f"cat > ~/.config/systemd/user/task-watcher.service <<'END'\n{newest}END\nsystemctl --user daemon-reload",
+        user="agent",
+    )
     assert fleet.once().outcomes == {"node-1/service/task-watcher": "fixed"}
     assert node.run("systemctl --user show -p MainPID --value task-watcher", user="agent").stdout != old
     assert fleet.once().report["drifts"] == []
@@ -96,7 +105,11 @@ def test_a_pass_killed_at_random_moments_is_made_good_by_the_next(nodes: Pool, f
     fleet.declare(everything(fleet))
     for delay in (1.2, 2.0, 2.8, 3.6, 4.4):
         for node in taken:
-            node.run("systemctl --user stop task-watcher; rm -f ~/odd.txt ~/.local/bin/mm; echo x > ~/task-wrapper.sh", user="agent", check=False)
+            node.run(
+                "systemctl --user stop task-watcher; rm -f ~/odd.txt ~/.local/bin/mm; echo x > ~/task-wrapper.sh",
+                user="agent",
+                check=False,
+            )
         process = fleet.start("--once", "--output", "json")
         time.sleep(delay)
         process.send_signal(signal.SIGKILL)
@@ -126,12 +139,36 @@ def test_a_managed_path_replaced_by_a_link_is_replaced_itself(nodes: Pool, fleet
 
 def test_a_full_disk_leaves_the_old_file_whole(nodes: Pool, fleet: Fleet) -> None:
     (node,) = nodes(1)
-    fleet.declare({"wrappers": [{"name": "big", "nodes": "all", "content": "small\n", "dest": "~/small/big.conf", "mode": "0640"}]})
+    fleet.declare(
+        {
+            "wrappers": [
+                {
+                    "name": "big",
+                    "nodes": "all",
+                    "content": "small\n",
+                    "dest": "~/small/big.conf",
+                    "mode": "0640",
+                }
+            ]
+        }
+    )
     node.run("mkdir /home/agent/small && mount -t tmpfs -o size=256k,mode=0777 tmpfs /home/agent/small")
     assert fleet.once().code == 0
     node.run("head -c 300000 /dev/zero > ~/small/filler || true", user="agent")
     before = node.tree("/home/agent/small")
-    fleet.declare({"wrappers": [{"name": "big", "nodes": "all", "content": "x" * 100_000, "dest": "~/small/big.conf", "mode": "0640"}]})
+    fleet.declare(
+        {
+            "wrappers": [
+                {
+                    "name": "big",
+                    "nodes": "all",
+                    "content": "x" * 100_000,
+                    "dest": "~/small/big.conf",
+                    "mode": "0640",
+                }
+            ]
+        }
+    )
     answer = fleet.once()
     assert answer.code == 3
     assert "No space left" in answer.report["outcomes"][0]["detail"]

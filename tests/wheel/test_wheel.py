@@ -14,9 +14,19 @@ REPOSITORY = Path(__file__).parents[2]
 
 def call(*argv: str | Path, cwd: Path, code: int = 0, **env: str) -> subprocess.CompletedProcess[str]:
     """Run a program outside the checkout, without anything of this environment's Python."""
-    clean = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "VIRTUAL_ENV", "RECONCILER"))}
+    clean = {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith(("PYTHON", "VIRTUAL_ENV", "RECONCILER"))
+    }
     done = subprocess.run(
-        [str(word) for word in argv], cwd=cwd, env={**clean, **env}, capture_output=True, text=True, timeout=600, check=False
+        [str(word) for word in argv],
+        cwd=cwd,
+        env={**clean, **env},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
     )
     assert done.returncode == code, done.stdout + done.stderr
     return done
@@ -38,7 +48,9 @@ def test_init_and_a_pass_work_without_the_checkout(installed: Path, tmp_path: Pa
     home.mkdir()
     env = {"HOME": str(home), "XDG_STATE_HOME": str(home / "state")}
     reconcile = installed / "reconcile"
-    where = call(installed / "python", "-c", "import reconciler; print(reconciler.__file__)", cwd=tmp_path).stdout
+    where = call(
+        installed / "python", "-c", "import reconciler; print(reconciler.__file__)", cwd=tmp_path
+    ).stdout
     assert str(REPOSITORY) not in where
     call(reconcile, "init", cwd=tmp_path, **env)
     call(reconcile, "validate", cwd=tmp_path, **env)
