@@ -6,13 +6,14 @@ Level-triggered: it starts from what the nodes say now, never from what the last
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from reconciler.converge import Converger
 from reconciler.desired.load import Desired
 from reconciler.diff import diff
-from reconciler.model import Drift, Mode, Outcome, Plan, Report, ResourceId, Run
+from reconciler.model import Drift, Mode, Outcome, Plan, Report, ResourceId, Run, Skip, Status
 from reconciler.observe import Observer
 from reconciler.plan import plan, ready
 from reconciler.record import Recorder
@@ -56,14 +57,31 @@ class Pass:
             observed = observed.merged(newer)
             self.recorder.ended(done, seen)
             outcomes += done
-        ended = {outcome.id for outcome in outcomes}
-        skips = tuple(skip for skip in planned.skips if skip.id not in ended)
-        final = Plan(foretold.actions if foretold else (), skips)
+        remaining = diff(resources, observed.observations)
+        final = Plan(foretold.actions if foretold else (), self._left(planned, outcomes, remaining))
         report = Report(
             run_id=self.run_id, revision=self.revision, check=self.check, started=started,
             seconds=time.monotonic() - clock, observed=observed, drifts=seen, plan=final,
             outcomes=tuple(outcomes), runs=tuple(self.runs), resources=resources,
         )  # fmt: skip
         if not self.check:
-            self.recorder.finish(report, diff(resources, observed.observations))
+            self.recorder.finish(report, remaining)
         return report
+
+    def _left(
+        self, planned: Plan, outcomes: list[Outcome], remaining: Mapping[ResourceId, Drift]
+    ) -> tuple[Skip, ...]:
+        """What is not as desired at the end and has no outcome that says so: a pass never keeps that to itself."""
+        ended = {outcome.id: outcome.status for outcome in outcomes}
+        skips = [skip for skip in planned.skips if skip.id not in ended]
+        told = {skip.id for skip in skips}
+        for rid, drift in () if self.check else remaining.items():
+            if ended.get(rid) is Status.FIXED:
+                skips.append(
+                    Skip(
+                        rid, "it was fixed and drifted again within the pass", drift.changes, is_failure=True
+                    )
+                )
+            elif rid not in ended and rid not in told:
+                skips.append(Skip(rid, "its turn comes in the next pass", drift.changes, is_failure=True))
+        return tuple(skips)

@@ -167,11 +167,9 @@ def _rows(found: Report) -> Iterable[tuple[str, str, str, str]]:
         what = "; ".join(map(change_text, outcome.changes))
         detail = what if outcome.status is Status.FIXED else f"{outcome.detail} [{what}]"
         yield outcome.id.node, f"{outcome.id.kind}/{outcome.id.name}", state, detail
-    acted = {outcome.id for outcome in found.outcomes}
     for skip in found.plan.skips:
-        if skip.id not in acted:
-            what = "; ".join(map(change_text, skip.changes))
-            yield skip.id.node, f"{skip.id.kind}/{skip.id.name}", "skipped", f"{skip.reason} [{what}]"
+        what = "; ".join(map(change_text, skip.changes))
+        yield skip.id.node, f"{skip.id.kind}/{skip.id.name}", "skipped", f"{skip.reason} [{what}]"
     yield from _unknown_rows(found)
 
 
