@@ -31,7 +31,7 @@ StoreError = sqlite3.Error
 def _m001_initial(db: sqlite_utils.Database) -> None:
     statuses = ", ".join(f"'{status.value}'" for status in Status)
     db.conn.executescript(f"""
-        CREATE TABLE guardian_events (
+        CREATE TABLE IF NOT EXISTS guardian_events (
             id INTEGER PRIMARY KEY AUTOINCREMENT,
             timestamp TEXT NOT NULL,
             check_type TEXT NOT NULL,
@@ -42,13 +42,13 @@ def _m001_initial(db: sqlite_utils.Database) -> None:
             details TEXT NOT NULL,
             node TEXT NOT NULL
         );
-        CREATE INDEX guardian_events_by_issue ON guardian_events (issue_key, id);
-        CREATE INDEX guardian_events_by_time ON guardian_events (timestamp);
-        CREATE TABLE passes (
+        CREATE INDEX IF NOT EXISTS guardian_events_by_issue ON guardian_events (issue_key, id);
+        CREATE INDEX IF NOT EXISTS guardian_events_by_time ON guardian_events (timestamp);
+        CREATE TABLE IF NOT EXISTS passes (
             run_id TEXT PRIMARY KEY, started TEXT NOT NULL, seconds REAL NOT NULL, revision TEXT NOT NULL,
             exit_code INTEGER NOT NULL, scope TEXT NOT NULL, counts TEXT NOT NULL, next TEXT
         );
-        CREATE TABLE conditions (
+        CREATE TABLE IF NOT EXISTS conditions (
             issue_key TEXT PRIMARY KEY, node TEXT NOT NULL, kind TEXT NOT NULL, name TEXT NOT NULL,
             status TEXT NOT NULL, reason TEXT NOT NULL, message TEXT NOT NULL, since TEXT NOT NULL,
             seen TEXT NOT NULL, digest TEXT NOT NULL, details TEXT NOT NULL
@@ -57,11 +57,11 @@ def _m001_initial(db: sqlite_utils.Database) -> None:
 
 
 def _m002_search(db: sqlite_utils.Database) -> None:
-    db.table("guardian_events").enable_fts(
-        ["issue_key", "details"], create_triggers=True, tokenize="unicode61"
-    )
+    events = db.table("guardian_events")
+    events.enable_fts(["issue_key", "details"], create_triggers=True, tokenize="unicode61", replace=True)
 
 
+# Each may run again over its own half-done work: a process can end in the middle of one.
 MIGRATIONS: tuple[Callable[[sqlite_utils.Database], None], ...] = (_m001_initial, _m002_search)
 
 
