@@ -52,12 +52,14 @@ class Observer:
             elif result.status != "ok":
                 answers[result.node] = [{"error": _first_line(result.data.get("msg")), "reached": False}]
 
+        privileged = False
         with runner.Workspace() as workspace:
             for name, resources in wanted.items():
                 request, groups[name] = requests.looks(resources, self.variables[name], fresh=fresh)
+                privileged |= any(batch["become"] for batch in request["batches"])
                 workspace.request(name, request)
             self.on_run("observe.yml", len(wanted))
-            runner.run("observe.yml", list(wanted), workspace, self.settings, on_result)
+            runner.run("observe.yml", list(wanted), workspace, self.settings, on_result, become=privileged)
         nodes: dict[str, NodeState] = {}
         observations: dict[ResourceId, Observation] = {}
         for name, batches in groups.items():

@@ -30,9 +30,16 @@ NO_MULTIPLEXING = "-o ControlMaster=no -o ControlPath=none"
 
 
 _WRAPPING = re.compile(
-    r"^(Task failed: )?(Failed to connect to the host via ssh: |Data could not be sent to remote host \"[^\"]*\"\."
+    r"^(Task failed: )?(Failed to connect to the host via ssh: |Data could not be sent to remote host .{1,300}?"
     r" Make sure this host can be reached over ssh: )?"
 )
+
+# What ssh says, and what a person can do about it.
+_WAYS_OUT = {
+    "Host key verification failed": "log in once by hand, and compare the key that it shows",
+    "Permission denied": "is the right user and key in the inventory or in ~/.ssh/config?",
+    "Could not resolve hostname": "give ansible_host in the inventory, or the name in ~/.ssh/config",
+}
 
 
 class SilentError(Exception):
@@ -237,11 +244,13 @@ def failure_reason(error: Exception) -> str:
     """One line that says why a node did not answer, without Ansible's wrapping."""
     if isinstance(error, AnsibleConnectionFailure | AnsibleError):
         text = str(error.message if hasattr(error, "message") else error)
-        text = re.sub(r"^(Task failed: )?(Failed to connect to the host via ssh: )?", "", text)
+        text = _WRAPPING.sub("", text)
         lines = [
             line
             for line in text.strip().splitlines()
             if not line.startswith(("debug1:", "Warning: Permanently"))
         ]
-        return " | ".join(lines)[-400:]
+        said = " | ".join(lines)[-400:]
+        hint = next((f" ({way})" for sign, way in _WAYS_OUT.items() if sign in said), "")
+        return said + hint
     return str(error) or type(error).__name__

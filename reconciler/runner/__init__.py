@@ -30,7 +30,7 @@ from reconciler.paths import ansible_home, control_sockets, playbook
 # -n: never read the terminal. ServerAlive*: a connection whose other end vanished ends within 15 s.
 # ControlPersist outlives the usual interval, so that a pass finds its sockets open.
 SSH_ARGS = (
-    "-o ControlMaster=auto -o ControlPersist=30m -o ConnectTimeout=8 -o ServerAliveInterval=5 -o ServerAliveCountMax=3"
+    "-o ControlMaster=auto -o ControlPersist=30m -o ConnectTimeout=6 -o ServerAliveInterval=5 -o ServerAliveCountMax=3"
     " -o PreferredAuthentications=publickey,keyboard-interactive,password"
 )
 # Never in the environment of a process that runs other people's plugins and prints its environment to a file.
@@ -83,8 +83,12 @@ def run(
     workspace: Workspace,
     settings: Settings,
     on_result: Callable[[Result], None],
+    *,
+    become: bool = False,
 ) -> None:
     """Run a playbook on ``nodes``; every result is handed to ``on_result`` as it arrives.
+
+    ``become`` lets the observing task use privilege escalation for those looks that ask for it.
 
     Raises RunError when Ansible could not do its work (not: when a node failed). A node that yields no
     result was not reached by the play; the caller decides what that means.
@@ -97,7 +101,7 @@ def run(
         "playbook": str(playbook(name)),
         "inventory": str(settings.inventory.resolve()),
         "limit": f"@{limit}",
-        "extravars": {"reconciler_requests": str(workspace.requests)},
+        "extravars": {"reconciler_requests": str(workspace.requests), "reconciler_become": become},
         "envvars": _environment(settings, len(nodes)),
         "settings": {
             "job_timeout": int(settings.timeout),
@@ -136,12 +140,18 @@ def _environment(settings: Settings, nodes: int) -> dict[str, str]:
     configuration = user_configuration()
     if configuration:
         found["ANSIBLE_CONFIG"] = str(configuration)
+    said = ConfigParser(interpolation=None, strict=False)
+    with contextlib.suppress(Error, OSError):
+        said.read([configuration] if configuration else [])
     taste = {"ssh_args": ("ANSIBLE_SSH_ARGS", SSH_ARGS), "pipelining": ("ANSIBLE_PIPELINING", "True")}
-    return found | {
-        variable: value
-        for key, (variable, value) in taste.items()
-        if variable not in os.environ and not _configured(configuration, "ssh_connection", key)
-    }
+    for key, (variable, value) in taste.items():
+        if variable not in os.environ and not said.has_option("ssh_connection", key):
+            found[variable] = value
+    # ansible-runner turns this off where the environment says nothing, whatever ansible.cfg says: any machine
+    # in between could then pass for a node.
+    checking = said.get("defaults", "host_key_checking", fallback="True")
+    found["ANSIBLE_HOST_KEY_CHECKING"] = os.environ.get("ANSIBLE_HOST_KEY_CHECKING", checking)
+    return found
 
 
 def user_configuration() -> Path | None:
@@ -151,13 +161,6 @@ def user_configuration() -> Path | None:
         if candidate and path.is_file():
             return path.resolve()
     return None
-
-
-def _configured(path: Path | None, section: str, key: str) -> bool:
-    parser = ConfigParser(interpolation=None, strict=False)
-    with contextlib.suppress(Error, OSError):
-        parser.read([path] if path else [])
-    return parser.has_option(section, key)
 
 
 def _child(specification: Mapping[str, Any], timeout: float) -> Iterator[dict[str, Any]]:
