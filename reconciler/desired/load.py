@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from reconciler.desired import explain, references
 from reconciler.desired.between import Between, Entry
 from reconciler.desired.models import ALWAYS_PROTECTED, Header
-from reconciler.desired.places import Document, read, suggestion
+from reconciler.desired.places import Document, pattern_hint, read, suggestion
 from reconciler.inventory import Inventory
 from reconciler.kinds.base import Context, Declaration, FieldError, PolicyFields, Resolved, seconds
 from reconciler.kinds.registry import sections
@@ -204,13 +204,8 @@ class _Loader:
             return self.inventory.match(pattern)
         except LookupError:
             known = [*self.inventory.groups, *self.inventory.nodes]
-            words = [word.lstrip("!&") for word in pattern.replace(":", ",").split(",")]
-            strange = [word for word in words if word not in known]
             message = f"the pattern {pattern!r} matches no node of {self.inventory.path}"
-            hint = (
-                suggestion(strange[0], known) if strange else "these groups and nodes exist, but none is left"
-            )
-            self.problems.append(entry.problem(("nodes",), message, hint))
+            self.problems.append(entry.problem(("nodes",), message, pattern_hint(pattern, known)))
             return ()
 
     def _validated(

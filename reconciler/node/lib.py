@@ -11,7 +11,6 @@ import json
 import os
 import stat
 import subprocess
-import sys
 import time
 
 MAX_TEXT = 64 * 1024  # bytes of a text file that travel back for a diff
@@ -447,8 +446,3 @@ def node_lock(timeout):
         yield
     finally:
         os.close(handle)
-
-
-def eprint(text):
-    """A line for whoever debugs on the node."""
-    sys.stderr.write(text + "\n")
