@@ -233,8 +233,8 @@ def _unpack(name, archive, tree):
 
 def _member(tree, member, command):
     if member:
-        path = os.path.join(tree, member)
-        if not os.path.isfile(path):
+        path = os.path.realpath(os.path.join(tree, member))
+        if not path.startswith(os.path.realpath(tree) + os.sep) or not os.path.isfile(path):
             raise lib.CommandFailed("the archive has no member %s" % member)
         return path
     found = [os.path.join(root, command) for root, _dirs, files in os.walk(tree) if command in files]
