@@ -101,7 +101,9 @@ def run(
         "playbook": str(playbook(name)),
         "inventory": str(settings.inventory.resolve()),
         "limit": f"@{limit}",
-        "extravars": {"reconciler_requests": str(workspace.requests), "reconciler_become": become},
+        "extravars": {"reconciler_requests": str(workspace.requests)},
+        # For tasks that do not say otherwise themselves.
+        "cmdline": "--become" if become else "",
         "envvars": _environment(settings, len(nodes)),
         "settings": {
             "job_timeout": int(settings.timeout),

@@ -151,7 +151,7 @@ def test_specification_reaches_the_child_on_its_standard_input(fake: Fake, tmp_p
     assert argv == ["-m", "reconciler.runner.child"]
     assert found["playbook"].endswith("playbooks/observe.yml")
     assert found["limit"].startswith("@")
-    assert set(found["extravars"]) <= {"reconciler_requests", "reconciler_become"}
+    assert set(found["extravars"]) == {"reconciler_requests"}
     assert found["settings"]["suppress_env_files"] is True
     assert "rotate_artifacts" not in found
 
