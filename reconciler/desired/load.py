@@ -229,7 +229,8 @@ class _Loader:
             fields = self._without_ignored(declaration, resolved)
         except FieldError as error:
             problem = entry.problem(error.path, str(error), error.hint)
-            self.problems.append(explain.without_value(problem) if secret else problem)
+            hidden = secret or declaration.secret
+            self.problems.append(explain.without_value(problem) if hidden else problem)
             return
         rid = ResourceId(node, declaration.KIND, declaration.name)
         yield Resource(
@@ -240,7 +241,7 @@ class _Loader:
             policy=self._policy(declaration, node),
             paths_written=resolved.paths_written,
             paths_read=resolved.paths_read,
-            secret=secret,
+            secret=secret or declaration.secret,
             declared_at=entry.document.mark(entry.path),
             digest=_digest(resolved),
         )
