@@ -13,6 +13,7 @@ from reconciler.model import (
     Change,
     Drift,
     Event,
+    Mode,
     Observation,
     Outcome,
     Report,
@@ -70,7 +71,8 @@ class Recorder:
         if rid in self.detected or is_open(before):
             return
         self.detected.add(rid)
-        intended = before is not None and before["digest"] != self.resources[rid].digest
+        # What was never looked at in this form is there because git says so; anything else moved by itself.
+        intended = before is None or before["digest"] != self.resources[rid].digest
         details = {
             **self.context,
             "changes": [change_details(change) for change in changes],
@@ -92,7 +94,7 @@ class Recorder:
         reasons |= {outcome.id: outcome.detail for outcome in report.outcomes if outcome.detail}
         rows = [self._condition(rid, report, remaining, reasons) for rid in report.observed.observations]
         self._recovered(rows, report)
-        declared = {str(rid) for rid in self.resources}
+        declared = {str(rid) for rid, r in self.resources.items() if r.policy.mode is not Mode.IGNORE}
         self.store.set_conditions(rows, forget=[key for key in self.conditions if key not in declared])
         self.store.set_pass(
             {

@@ -221,7 +221,7 @@ def write_journal(kind, name, attempt, state, saved):
 def prune_journal(keep_days):
     """Remove journals, and the backups they name, that are older than ``keep_days`` days.
 
-    An attempt that never came to an end is kept: somebody may still need what it saved.
+    An attempt that began to change something and never came to an end is kept: what it saved may be needed.
     """
     root = os.path.join(state_directory(), "journal")
     limit = time.time() - keep_days * 86400
@@ -237,7 +237,7 @@ def prune_journal(keep_days):
             except ValueError:  # half of one, from a crash while it was written beside
                 os.unlink(path)
                 continue
-            if record["state"] in ("applied", "rolled back"):
+            if record["state"] in ("backed up", "applied", "rolled back"):
                 for backup in backups_in(record["saved"]):
                     with contextlib.suppress(OSError):
                         os.unlink(backup)
