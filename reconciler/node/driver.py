@@ -3,6 +3,7 @@
 Sent after ``lib.py`` as part of one script. Python 3.6 or newer, standard library only.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -26,6 +27,18 @@ def load(name, source, lib):
 def on_alarm(_signum, _frame):
     """Turn the alarm into an exception inside whatever hangs."""
     raise Deadline
+
+
+def prepare(modules, probes):
+    """Let each kind that can ask for several resources at once do so; where it fails, each probe asks for itself."""
+    for kind, module in modules.items():
+        mine = [item for item in probes if item["kind"] == kind]
+        if len(mine) == 1 or not hasattr(module, "prepare"):
+            continue
+        signal.setitimer(signal.ITIMER_REAL, max(item["timeout"] for item in mine))
+        with contextlib.suppress(Exception):
+            module.prepare([item["args"] for item in mine])
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def probe(modules, request, connection):
@@ -158,6 +171,7 @@ def main(lib, sources, request, connection):
         except Exception as error:
             answer["failed"] = "%s: %s" % (type(error).__name__, error)
     else:
+        prepare(modules, request["probes"])
         answer["probes"] = [
             {"error": broken[item["kind"]]} if item["kind"] in broken else probe(modules, item, connection)
             for item in request["probes"]

@@ -62,8 +62,10 @@ def _wait_for_the_end(cancelled: threading.Event) -> None:
 def _essence(data: dict[str, Any]) -> dict[str, Any]:
     """What the reconciler reads of a task's result; everything else stays in this process."""
     result = data.get("res") or {}
-    keys = ("reconciler", "msg", "changed", "attempt", "detail", "changes", "saved", "control_socket")
+    keys = ("msg", "changed", "attempt", "detail", "changes", "saved", "control_socket")
+    facts = {"reconciler": json.loads(result["reconciler"])} if "reconciler" in result else {}
     return {
+        **facts,
         "task_action": data.get("task_action"),
         "role": data.get("role"),
         **{k: result[k] for k in keys if k in result},

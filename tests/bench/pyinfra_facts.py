@@ -1,4 +1,6 @@
-"""The same facts with pyinfra's own: file digests and modes, versions, unit states, a database's columns.
+"""The same facts with pyinfra's own, resource by resource, as its operations ask for them.
+
+File digests and modes, paths and versions of commands, states of units, a database's columns.
 
 python -m tests.bench.pyinfra_facts INVENTORY     # the lab's, YAML
 """
@@ -11,18 +13,15 @@ from pyinfra.api import Config, Inventory, State
 from pyinfra.api.connect import connect_all
 from pyinfra.api.facts import get_facts
 from pyinfra.facts.files import File, Sha256File
-from pyinfra.facts.server import Command
+from pyinfra.facts.server import Command, Which
 from pyinfra.facts.systemd import SystemdEnabled, SystemdStatus
 
 FILES = ["task-wrapper", "task-watcher", "notify", "sync-spec", "agent-env", "heartbeat"]
 TOOLS = [
-    "~/.local/bin/claude",
-    "~/.local/bin/claude-glm",
-    "~/.local/bin/mm",
-    "~/.local/bin/openclaw",
+    *(f"/home/agent/.local/bin/{name}" for name in ("claude", "claude-glm", "mm", "openclaw")),
     "python3",
 ]
-UNITS = ["task-watcher.service", "heartbeat.service"]
+UNITS = {"task-watcher.service": True, "heartbeat.service": True, "ssh.service": False}
 COLUMNS = (
     "import os, sqlite3; d = sqlite3.connect('file:%s?mode=ro' % os.path.expanduser('~/dispatch.db'), uri=True);"
     " [print(t, d.execute('pragma table_info(%s)' % t).fetchall(), d.execute('pragma index_list(%s)' % t).fetchall())"
@@ -57,23 +56,23 @@ def main() -> None:
     connect_all(state)
     answers = 0
     files = [f"/home/agent/{name}.sh" for name in FILES]
-    for path in [*files, *(f"/home/agent/.config/systemd/user/{unit}" for unit in UNITS)]:
+    files += [f"/home/agent/.config/systemd/user/{unit}" for unit, user in UNITS.items() if user]
+    for path in files:
         answers += len([found for found in get_facts(state, File, (path,)).values() if found])
         answers += len([found for found in get_facts(state, Sha256File, (path,)).values() if found])
     for tool in TOOLS:
+        answers += len([found for found in get_facts(state, Which, (tool,)).values() if found])
         answers += len(
             [found for found in get_facts(state, Command, (f"{tool} --version",)).values() if found]
         )
     answers += len(
         [found for found in get_facts(state, Command, (f'python3 -c "{COLUMNS}"',)).values() if found]
     )
-    for fact, options in (
-        (SystemdStatus, {"user_mode": True, "services": UNITS}),
-        (SystemdEnabled, {"user_mode": True, "services": UNITS}),
-        (SystemdStatus, {"services": "ssh.service"}),
-    ):
-        answers += len([found for found in get_facts(state, fact, (), options).values() if found])
-    wanted = len(list(state.inventory)) * (2 * (len(FILES) + len(UNITS)) + len(TOOLS) + 1 + 3)
+    for fact in (SystemdStatus, SystemdEnabled):
+        for unit, user in UNITS.items():
+            options = {"user_mode": user, "services": unit}
+            answers += len([found for found in get_facts(state, fact, (), options).values() if found])
+    wanted = len(list(state.inventory)) * (2 * len(files) + 2 * len(TOOLS) + 1 + 2 * len(UNITS))
     assert answers == wanted, f"{answers} facts instead of {wanted}"
 
 

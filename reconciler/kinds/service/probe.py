@@ -2,9 +2,11 @@
 
 import os
 import re
+import subprocess
 import time
 
 lib = None  # set by the driver
+_ANSWERS = {}  # what prepare() was told, by scope and unit, for the one request that this process answers
 
 COMPARED = ("unit", "enabled", "state", "fresh")
 PROPERTIES = (
@@ -31,18 +33,42 @@ def systemctl(scope):
     return argv, env
 
 
-def _systemd(args):
-    argv, env = systemctl(args["scope"])
+def prepare(several):
+    """Ask each manager once for all units: a program per unit costs a node some 6 ms, a hung manager 8 s."""
+    wanted = {}
+    for args in several:
+        if args["manager"] == "systemd":
+            wanted.setdefault(args["scope"], []).append(args["unit_name"])
+    for scope, units in wanted.items():
+        try:
+            answers = _show(scope, units)
+        except subprocess.TimeoutExpired as error:
+            answers = [error] * len(units)
+        except RuntimeError:
+            continue  # perhaps because of one of them: each is asked for alone
+        if len(answers) == len(units):
+            _ANSWERS.update({(scope, unit): answers[number] for number, unit in enumerate(units)})
+
+
+def _show(scope, units):
+    """What systemd says of these units, one text each, in order."""
+    argv, env = systemctl(scope)
     try:
-        result = lib.run(
-            argv + ["show", args["unit_name"], "--property=" + ",".join(PROPERTIES)], env=env, timeout=8
-        )
+        result = lib.run(argv + ["show"] + units + ["--property=" + ",".join(PROPERTIES)], env=env, timeout=8)
     except FileNotFoundError:
         raise RuntimeError("no systemctl on this node (is its service manager launchd?)") from None
     if result.status != 0:
-        hint = "; for user units enable lingering: loginctl enable-linger" if args["scope"] == "user" else ""
+        hint = "; for user units enable lingering: loginctl enable-linger" if scope == "user" else ""
         raise RuntimeError("systemd does not answer: %s%s" % (result.complaint(), hint))
-    seen = dict(line.split("=", 1) for line in result.out.splitlines() if "=" in line)
+    return result.out.split("\n\n")
+
+
+def _systemd(args):
+    key = (args["scope"], args["unit_name"])
+    answer = _ANSWERS[key] if key in _ANSWERS else _show(args["scope"], [args["unit_name"]])[0]
+    if isinstance(answer, Exception):
+        raise answer
+    seen = dict(line.split("=", 1) for line in answer.splitlines() if "=" in line)
     enabled = seen.get("UnitFileState", "")
     return {
         "state": _state(seen), "substate": seen.get("SubState", ""), "result": seen.get("Result", ""),

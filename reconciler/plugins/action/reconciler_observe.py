@@ -27,15 +27,14 @@ class ActionModule(ActionBase):  # type: ignore[misc]
     _VALID_ARGS: frozenset[str] = frozenset()
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Answer ``{reconciler: {batches: [{answer | error, connection, seconds}]}}``."""
+        """Answer ``{reconciler: TEXT}``, JSON of ``{batches: [{answer | error, connection, seconds}]}``."""
         super().run(tmp, task_vars)
         known = task_vars or {}
         path = Path(known["reconciler_requests"]) / f"{known['inventory_hostname']}.json"
         request = json.loads(path.read_text(encoding="utf-8"))
-        return {
-            "changed": False,
-            "reconciler": {"batches": [self._ask(batch) for batch in request["batches"]]},
-        }
+        answer = {"batches": [self._ask(batch) for batch in request["batches"]]}
+        # As text: Ansible walks through every value of a result several times, and through a text but once.
+        return {"changed": False, "reconciler": json.dumps(answer)}
 
     def _ask(self, batch: dict[str, Any]) -> dict[str, Any]:
         started = time.monotonic()
