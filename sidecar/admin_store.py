@@ -18,7 +18,8 @@ def read_config(db: sqlite3.Connection) -> dict[str, Any]:
 def write_config(db: sqlite3.Connection, key: str, value: Any) -> None:
     """Store one setting."""
     db.execute(
-        "INSERT OR REPLACE INTO system_config VALUES (?, ?, (julianday('now') - 2440587.5) * 86400.0)", (key, json.dumps(value))
+        "INSERT OR REPLACE INTO system_config VALUES (?, ?, (julianday('now') - 2440587.5) * 86400.0)",
+        (key, json.dumps(value)),
     )
 
 

@@ -64,7 +64,10 @@ def migrate(db: sqlite3.Connection) -> int:
         db.execute("BEGIN IMMEDIATE")
         try:
             step(db)
-            db.execute("INSERT INTO schema_migrations VALUES (?, (julianday('now') - 2440587.5) * 86400.0)", (version,))
+            db.execute(
+                "INSERT INTO schema_migrations VALUES (?, (julianday('now') - 2440587.5) * 86400.0)",
+                (version,),
+            )
         except BaseException:
             db.execute("ROLLBACK")
             raise
