@@ -31,7 +31,7 @@ _KEY_LIKE = re.compile(rb"\b(?:sk|pk|gsk|xai|key|sess)-[A-Za-z0-9_\-]{12,}|(?i:b
 _MASK = b"[redacted]"
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Refusal(Exception):  # noqa: N818 - an answer, not a fault
     """An answer the sidecar itself gives. `retry_after` in seconds from now."""
 

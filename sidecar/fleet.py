@@ -15,7 +15,7 @@ from sidecar.settings import HotSettings
 _LEAST_TICK_SECONDS = 0.001
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class NoRoom(Exception):  # noqa: N818 - an answer to give, not a fault
     """The request cannot be admitted in time.
 

@@ -127,6 +127,11 @@ def add_primary(path: Path) -> Keyring:
     return Keyring(key, found)
 
 
+def keep_primary(path: Path) -> None:
+    """Drop all keys of the file but the first."""
+    write_secret(path, _read(path)[0].hex() + "\n")
+
+
 def _read(path: Path) -> list[bytes]:
     lines = path.read_text(encoding="ascii", errors="replace").split()
     return [parse_key(line, str(path)) for line in lines]

@@ -51,6 +51,7 @@ class Runtime:
         self._states: dict[str, dict[str, Any]] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._flushing = asyncio.Lock()
+        self._key_stamp = 0
         self.db_error = ""
         self.last_backup = ""
         self._load()
@@ -206,7 +207,23 @@ class Runtime:
         """A backend was deleted."""
         self._states.pop(backend_id, None)
 
+    def _reread_keys(self) -> None:
+        """A rotation put a new key into the file: seal with it from now on."""
+        settings = self.settings
+        if settings.encryption_key or not settings.key_file.exists():
+            return
+        stamp = settings.key_file.stat().st_mtime_ns
+        if stamp != self._key_stamp:
+            self._key_stamp = stamp
+            try:
+                self.ring = keys.load(
+                    "", settings.old_encryption_keys, settings.key_file, anything_encrypted=True
+                )
+            except KeyringError as error:
+                log.error("the encryption key file cannot be used; the old keyring stays", error=str(error))  # noqa: TRY400
+
     async def _watch_file(self) -> None:
+        self._reread_keys()
         if await asyncio.to_thread(self.file.load):
             self.refresh()
             log.info("backends file read", backends=len(self.file.backends), error=self.file.error)

@@ -82,12 +82,19 @@ class GuardedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
 
-class Server(uvicorn.Server):
-    """A server that tells when it was asked to stop."""
+class _Companion(uvicorn.Server):
+    """A server that leaves signals to somebody else."""
 
-    def __init__(self, config: uvicorn.Config, on_exit: Callable[[], None]) -> None:
-        super().__init__(config)
-        self._on_exit = on_exit
+    on_exit: Callable[[], None] = staticmethod(lambda: None)
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """Nothing is captured."""
+        yield
+
+
+class Server(_Companion):
+    """A server that tells when it was asked to stop."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
@@ -103,16 +110,8 @@ class Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """SIGTERM or Ctrl-C: nothing new is begun, what runs may finish."""
-        self._on_exit()
+        self.on_exit()
         super().handle_exit(sig, frame)
-
-
-class _Companion(uvicorn.Server):
-    """A second server beside the first; signals belong to the first alone."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Generator[None, None, None]:
-        yield
 
 
 def _no_incomplete(record: logging.LogRecord) -> bool:
@@ -136,9 +135,14 @@ def bind(host: str, port: int, what: str) -> socket.socket:
 
 
 async def serve(
-    runtime: Runtime, app: Any, main: socket.socket, metrics: socket.socket, on_ready: Callable[[], None]
+    runtime: Runtime,
+    app: Any,
+    main: socket.socket,
+    metrics: socket.socket,
+    on_ready: Callable[[], None],
+    stop: asyncio.Event | None = None,
 ) -> None:
-    """Serve until told to stop; the books are settled when this returns."""
+    """Serve until a signal (or `stop`, when given) ends it; the books are settled when this returns."""
     settings = runtime.settings
     protocol = type(
         "Protocol",
@@ -158,7 +162,8 @@ async def serve(
         timeout_keep_alive=75,
         proxy_headers=False,
     )
-    server = Server(config, runtime.fleet.drain)
+    server = (Server if stop is None else _Companion)(config)
+    server.on_exit = runtime.fleet.drain
     companion = _Companion(
         uvicorn.Config(
             metrics_app(runtime.metrics),
@@ -169,7 +174,7 @@ async def serve(
         )
     )
     beside = asyncio.create_task(companion.serve(sockets=[metrics]))
-    ready = asyncio.create_task(_announce(server, on_ready))
+    ready = asyncio.create_task(_announce(server, on_ready, stop))
     try:
         await server.serve(sockets=[main])
     finally:
@@ -178,10 +183,13 @@ async def serve(
         await beside
 
 
-async def _announce(server: uvicorn.Server, on_ready: Callable[[], None]) -> None:
+async def _announce(server: uvicorn.Server, on_ready: Callable[[], None], stop: asyncio.Event | None) -> None:
     while not server.started:
         await asyncio.sleep(0.01)
     on_ready()
+    if stop is not None:
+        await stop.wait()
+        server.should_exit = True
 
 
 def metrics_app(metrics: Metrics) -> Any:

@@ -200,6 +200,18 @@ def rotate_some(db: sqlite3.Connection, ring: Keyring, batch: int = 50) -> int:
     return max(0, len(todo) - batch)
 
 
+def count_stale(db: sqlite3.Connection, ring: Keyring) -> int:
+    """How many rows are not yet sealed with the primary key."""
+    rows = db.execute("SELECT api_key FROM backends WHERE api_key IS NOT NULL")
+    return sum(not ring.current(row["api_key"]) for row in rows)
+
+
+def verify_all(db: sqlite3.Connection, ring: Keyring) -> None:
+    """Open every row. Raises KeyringError for the first that stays shut."""
+    for row in db.execute("SELECT id, api_key FROM backends WHERE api_key IS NOT NULL"):
+        ring.open(row["api_key"], _place(row["id"]))
+
+
 # -- books ---------------------------------------------------------------------------------
 
 
