@@ -10,7 +10,7 @@ from sidecar import access, admin_store, keys, store
 from sidecar import admin_models as m
 from sidecar.access import Client
 from sidecar.addresses import AddressRefused, check_url
-from sidecar.lane import Lane, Query
+from sidecar.lane import Hints, Lane, Query
 from sidecar.limits import Cooldown
 from sidecar.model import Backend, Pool, Source
 from sidecar.routing import Way, Why
@@ -163,7 +163,7 @@ class Admin:
     async def clear_backend(self, path: Mapping[str, str], **_: Any) -> m.BackendOut:
         """Forget cooldown, ejection and quarantine."""
         lane = self._lane(path["id"])
-        lane.cooldown, lane.quarantine = Cooldown(), ""
+        lane.cooldown, lane.quarantine, lane.hints = Cooldown(), "", Hints()
         lane.breaker.reset()
         self.runtime.fleet.wake()
         return self.show(lane)

@@ -22,7 +22,7 @@ def flight(process: SidecarProcess) -> int:
 WINDOWS = {
     "before headers": Script(wait=3600),
     "before the first token": replace(fake.chat_stream(), body=(b": ping\n\n",), end="stall"),
-    "streaming": replace(fake.chat_stream(finish=None, done=False), end="stall"),
+    "streaming": replace(fake.chat_stream(finish=None, done=False, usage=False), end="stall"),
 }
 
 
