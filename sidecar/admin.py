@@ -1,5 +1,6 @@
 """The admin API's handlers. Each is one small function from a typed request to a typed answer."""
 
+import os
 import sqlite3
 from collections.abc import Mapping
 from typing import Any
@@ -213,8 +214,6 @@ class Admin:
         return m.ConfigOut(settings=[self._entry(key, stored) for key in HotSettings.model_fields])
 
     def _entry(self, key: str, stored: Mapping[str, Any]) -> m.ConfigEntry:
-        import os  # noqa: PLC0415 - the environment is asked where its word counts
-
         given = from_environment(os.environ)
         origin = "environment" if key in given else "database" if key in stored else "default"
         return m.ConfigEntry(
@@ -235,8 +234,6 @@ class Admin:
 
     async def put_config(self, path: Mapping[str, str], body: m.ConfigValue, **_: Any) -> m.ConfigEntry:
         """Change one setting at once."""
-        import os  # noqa: PLC0415
-
         key = self._known(path["key"])
         if key in from_environment(os.environ):
             raise Problem(
@@ -329,6 +326,8 @@ class Admin:
 def problem_of(error: ValidationError) -> Problem:
     """The first thing wrong with a request, naming its field."""
     first = error.errors()[0]
+    if first["type"] == "json_invalid":
+        return Problem(400, "invalid_json", f"the body is not JSON: {first['msg']}")
     field = ".".join(str(part) for part in first["loc"]) or None
     return Problem(422, "invalid", f"{field or 'body'}: {first['msg']}", field)
 

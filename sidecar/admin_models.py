@@ -17,6 +17,7 @@ from sidecar.model import (
     ModelName,
     Pool,
     Source,
+    Whole,
 )
 
 Url = Annotated[str, StringConstraints(pattern=URL_PATTERN, max_length=500)]
@@ -37,17 +38,15 @@ class BackendIn(Strict):
     label: Label = ""
     api_base_url: Url
     api_key: SecretText | None = None
-    api: Annotated[Api, Field(strict=False)] = Api.OPENAI
+    api: Api = Api.OPENAI
     timeout_seconds: float = Field(default=120.0, gt=0, le=MAX_TIMEOUT_SECONDS)
-    rpm_limit: int | None = Field(default=None, ge=1, le=MAX_RATE)
-    tpm_limit: int | None = Field(default=None, ge=1, le=MAX_TOKENS)
-    pool: Annotated[Pool, Field(strict=False)] = Pool.PRIMARY
-    priority: int = Field(default=0, ge=-1_000_000, le=1_000_000)
+    rpm_limit: Whole | None = Field(default=None, ge=1, le=MAX_RATE)
+    tpm_limit: Whole | None = Field(default=None, ge=1, le=MAX_TOKENS)
+    pool: Pool = Pool.PRIMARY
+    priority: Whole = Field(default=0, ge=-1_000_000, le=1_000_000)
     enabled: bool = True
     include_usage: bool = True
-    model_mappings: dict[ModelName, Annotated[ModelMapping, Field(strict=False)]] = Field(
-        default_factory=dict
-    )
+    model_mappings: dict[ModelName, ModelMapping] = Field(default_factory=dict)
     metadata: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -233,8 +232,8 @@ class ExplainIn(Strict):
     """A request to route without sending it."""
 
     model: ModelName
-    api: Annotated[Api, Field(strict=False)] = Api.OPENAI
-    tokens: int = Field(default=0, ge=0, le=MAX_TOKENS)
+    api: Api = Api.OPENAI
+    tokens: Whole = Field(default=0, ge=0, le=MAX_TOKENS)
 
 
 class ExplainRow(BaseModel):

@@ -124,9 +124,9 @@ class _DataPlane:
             raise _too_large(limit)
         message = await self._receive_within(hot.body_timeout_seconds)
         body: bytes = message.get("body", b"")
+        if len(body) > limit:
+            raise _too_large(limit)
         if not message.get("more_body"):
-            if len(body) > limit:
-                raise _too_large(limit)
             return body
         parts, size = [body], len(body)
         end = asyncio.get_running_loop().time() + hot.body_timeout_seconds

@@ -5,13 +5,20 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 MAX_RATE = 10_000_000
 MAX_TOKENS = 1_000_000_000
 MAX_TIMEOUT_SECONDS = 86_400.0
 _PRINTABLE = r"^[^\x00-\x1f\x7f]+$"
 
+
+def _whole(value: object) -> object:
+    """JSON knows one kind of number: 1.0 is a whole one."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
 ModelName = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=_PRINTABLE)]
 Label = Annotated[str, StringConstraints(max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")]
 BackendId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
@@ -64,8 +71,8 @@ class ModelMapping(Frozen):
     reasoning_effort: Annotated[str, StringConstraints(pattern=r"^[a-z]{1,20}$")] | None = None
     input_modalities: tuple[Annotated[str, StringConstraints(pattern=r"^[a-z]{1,20}$")], ...] = ("text",)
     cost: Cost = Cost()
-    context_window: int = Field(default=128_000, ge=1, le=MAX_TOKENS)
-    max_tokens: int = Field(default=65_536, ge=1, le=MAX_TOKENS)
+    context_window: Whole = Field(default=128_000, ge=1, le=MAX_TOKENS)
+    max_tokens: Whole = Field(default=65_536, ge=1, le=MAX_TOKENS)
     compat: Mapping[str, Any] = Field(default_factory=dict)
 
 
@@ -83,10 +90,10 @@ class Backend(Frozen):
     api_key: str = Field(default="", repr=False)
     api: Api = Api.OPENAI
     timeout_seconds: float = Field(default=120.0, gt=0, le=MAX_TIMEOUT_SECONDS)
-    rpm_limit: int = Field(default=40, ge=1, le=MAX_RATE)
-    tpm_limit: int | None = Field(default=None, ge=1, le=MAX_TOKENS)
+    rpm_limit: Whole = Field(default=40, ge=1, le=MAX_RATE)
+    tpm_limit: Whole | None = Field(default=None, ge=1, le=MAX_TOKENS)
     pool: Pool = Pool.PRIMARY
-    priority: int = Field(default=0, ge=-1_000_000, le=1_000_000)
+    priority: Whole = Field(default=0, ge=-1_000_000, le=1_000_000)
     enabled: bool = True
     include_usage: bool = True
     model_mappings: Mapping[ModelName, ModelMapping] = Field(default_factory=dict)
