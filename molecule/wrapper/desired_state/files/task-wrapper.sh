@@ -1,0 +1,3 @@
+#!/bin/bash
+# {{ not a template }}
+exec "$@"

@@ -1,0 +1,132 @@
+"""Puts a pass together from settings: the one place where the parts meet."""
+
+from __future__ import annotations
+
+import secrets
+import subprocess
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from reconciler import runner
+from reconciler.converge import Converger
+from reconciler.desired.load import Desired, load
+from reconciler.desired.places import suggestion
+from reconciler.inventory import Inventory
+from reconciler.kinds.base import seconds
+from reconciler.kinds.registry import kinds
+from reconciler.loop import Pass
+from reconciler.model import ConfigurationError, NodeState, Problem, Report, Run
+from reconciler.observe import Observer
+from reconciler.record import Recorder
+from reconciler.settings import Settings
+from reconciler.store import Store
+
+
+@dataclass(frozen=True)
+class Scope:
+    """Which part of the fleet a pass looks at, and whether it may change anything."""
+
+    limit: str | None = None
+    kinds: tuple[str, ...] | None = None
+    check: bool = False
+    next_in: float | None = None
+    """Seconds from the start of this pass to the next one, where there will be one."""
+
+
+def desired_state(settings: Settings, scope: Scope) -> tuple[Desired, Desired, Inventory]:
+    """Everything declared, the part in scope, and the inventory. Raises ConfigurationError."""
+    inventory = Inventory(settings.inventory)
+    desired = load(settings.desired, inventory)
+    for kind in scope.kinds or ():
+        if kind not in kinds():
+            raise ConfigurationError(
+                [Problem(f"--kind: there is no kind {kind!r}", hint=suggestion(kind, list(kinds())))]
+            )
+    nodes = inventory.nodes
+    if scope.limit is not None:
+        try:
+            nodes = inventory.match(scope.limit)
+        except LookupError as error:
+            hint = suggestion(scope.limit, [*inventory.nodes, *inventory.groups])
+            raise ConfigurationError([Problem(f"--limit: {error}", hint=hint)]) from None
+    return desired, desired.of(nodes, scope.kinds), inventory
+
+
+def one_pass(
+    settings: Settings,
+    scope: Scope,
+    on_run: Callable[[str, int], None],
+    on_node: Callable[[NodeState], None],
+) -> Report:
+    """Run one pass. Raises ConfigurationError, BusyError (another pass is under way) or RunError."""
+    desired, wanted, inventory = desired_state(settings, scope)
+    store = Store(settings.db)
+    run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
+    runs: list[Run] = []
+    clock = _RunClock(runs, on_run)
+    try:
+        # Looking disturbs nobody: only a pass that may act has to be alone.
+        with nullcontext() if scope.check else store.exclusive(run_id):
+            revision = git_revision(settings.desired)
+            how = runner.Settings(
+                settings.inventory, settings.forks, seconds(settings.timeout), seconds(settings.idle_timeout)
+            )
+            observer = Observer(how, inventory.variables, clock.start, on_node)
+            recorder = Recorder(store, desired.resources, run_id, revision, scope.next_in)
+            converger = Converger(how, observer, desired.protected, clock.start)
+            found = Pass(wanted, observer, converger, recorder, run_id, revision, scope.check, runs)
+            with clock:
+                return found.run()
+    finally:
+        store.close()
+
+
+class _RunClock:
+    """Notes which playbooks ran and for how long: each lasts until the next begins."""
+
+    def __init__(self, runs: list[Run], on_run: Callable[[str, int], None]) -> None:
+        self.runs, self.on_run = runs, on_run
+        self.started: float | None = None
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_exc: object) -> None:
+        self._end()
+
+    def start(self, playbook: str, nodes: int) -> None:
+        self._end()
+        self.started = time.monotonic()
+        self.runs.append(Run(playbook, nodes, 0.0))
+        self.on_run(playbook, nodes)
+
+    def _end(self) -> None:
+        if self.started is not None and self.runs:
+            last = self.runs[-1]
+            self.runs[-1] = Run(last.playbook, last.nodes, time.monotonic() - self.started)
+        self.started = None
+
+
+def git_revision(directory: Path) -> str:
+    """The commit that the desired state is at, with ``+changes`` where files differ from it; empty outside git."""
+    git = ["git", "-C", str(directory)]
+    try:
+        head = subprocess.run(
+            [*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, timeout=10, check=False
+        )
+        if head.returncode != 0:
+            return ""
+        dirty = subprocess.run(
+            [*git, "status", "--porcelain", "--", "."],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return head.stdout.strip() + ("+changes" if dirty.stdout.strip() else "")

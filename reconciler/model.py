@@ -1,0 +1,316 @@
+"""The values that flow through a pass: frozen, free of I/O, known to every layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import IntEnum, StrEnum
+from typing import Any
+
+SECRET = "(secret)"  # noqa: S105 - what is shown instead of one
+
+
+class ExitCode(IntEnum):
+    """What a pass answers to the shell. Precedence when several apply: 1, 3, 4, 2, 0."""
+
+    AS_DESIRED = 0
+    CONFIGURATION = 1
+    DRIFT = 2
+    NOT_FIXED = 3
+    UNKNOWN = 4
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class ResourceId:
+    """Identity of one resource on one node; its text form is the issue key of events and alerts."""
+
+    node: str
+    kind: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.node}/{self.kind}/{self.name}"
+
+    @classmethod
+    def parse(cls, text: str) -> ResourceId:
+        """Read ``node/kind/name``; the name may itself contain slashes. Raises ValueError."""
+        node, kind, name = text.split("/", 2)
+        if not (node and kind and name):
+            raise ValueError(text)
+        return cls(node, kind, name)
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A place in a file: line and column count from 1, as editors show them."""
+
+    file: str
+    line: int = 1
+    column: int = 1
+    length: int = 1
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}:{self.column}"
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong with what a person wrote, and the way out."""
+
+    message: str
+    mark: Mark | None = None
+    hint: str = ""
+
+    def __str__(self) -> str:
+        place = f"{self.mark}: " if self.mark else ""
+        return f"{place}{self.message}" + (f" ({self.hint})" if self.hint else "")
+
+
+class ConfigurationError(Exception):
+    """What a person wrote cannot be used: nothing has been touched. Carries every problem found."""
+
+    def __init__(self, problems: Sequence[Problem] | str) -> None:
+        self.problems = [Problem(problems)] if isinstance(problems, str) else list(problems)
+        super().__init__("\n".join(map(str, self.problems)))
+
+
+class RunError(Exception):
+    """Ansible itself could not run (not: a node failed). The message says what it printed."""
+
+
+class Mode(StrEnum):
+    """What to do about drift: put it right, only tell, or not even look."""
+
+    ENFORCE = "enforce"
+    WARN = "warn"
+    IGNORE = "ignore"
+
+
+@dataclass(frozen=True, slots=True)
+class Suspension:
+    """Why a resource is left alone, by whose word and until when (None: until resumed)."""
+
+    reason: str
+    owner: str = ""
+    until: datetime | None = None
+
+    def holds(self, now: datetime) -> bool:
+        """Whether the suspension still counts at ``now`` (aware, any zone)."""
+        return self.until is None or now < self.until
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How a resource is treated, whatever its kind. Durations are seconds."""
+
+    mode: Mode = Mode.ENFORCE
+    interval: float = 300.0
+    retry_interval: float = 60.0
+    max_attempts: int = 2
+    depends_on: tuple[str, ...] = ()
+    suspend: Suspension | None = None
+    ignore: frozenset[str] = frozenset()
+    allow_become: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """What git declares for one resource on one node, resolved: no references, patterns or files left.
+
+    ``fields`` are compared with the node's facts; ``args`` only say how to look and how to fix.
+    ``paths_written`` and ``paths_read`` are node paths: a change of the one makes the other's reader stale.
+    """
+
+    id: ResourceId
+    check_type: str
+    fields: Mapping[str, Any]
+    args: Mapping[str, Any]
+    policy: Policy = field(default_factory=Policy)
+    depends_on: tuple[ResourceId, ...] = ()
+    paths_written: frozenset[str] = frozenset()
+    paths_read: frozenset[str] = frozenset()
+    secret: bool = False
+    declared_at: Mark | None = None
+    digest: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What a node said of one resource: facts, or the reason why they are unknown (never both)."""
+
+    id: ResourceId
+    facts: Mapping[str, Any] | None = None
+    unknown: str = ""
+
+    @property
+    def is_known(self) -> bool:
+        """Whether there are facts to compare with."""
+        return self.facts is not None
+
+
+@dataclass(frozen=True, slots=True)
+class NodeState:
+    """How looking at one node went. ``seconds`` is None when it never answered."""
+
+    node: str
+    reachable: bool
+    reason: str = ""
+    transport: str = ""
+    seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """Everything one look brought back."""
+
+    nodes: Mapping[str, NodeState]
+    observations: Mapping[ResourceId, Observation]
+
+    def merged(self, newer: Observed) -> Observed:
+        """One look with what a newer one says in its place."""
+        return Observed({**self.nodes, **newer.nodes}, {**self.observations, **newer.observations})
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One declared field that the node does not have as declared.
+
+    ``fixable`` is False where the product only reports (a column of another type); ``note`` then says why.
+    ``diff`` is a unified text diff, observed to desired, where both are text.
+    """
+
+    field: str
+    desired: Any
+    observed: Any
+    fixable: bool = True
+    note: str = ""
+    diff: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """The declared fields of one resource that differ; never empty."""
+
+    id: ResourceId
+    changes: tuple[Change, ...]
+
+    @property
+    def fixable(self) -> tuple[Change, ...]:
+        """The changes that a role may make."""
+        return tuple(change for change in self.changes if change.fixable)
+
+    @property
+    def reported(self) -> tuple[Change, ...]:
+        """The changes that only a person may make."""
+        return tuple(change for change in self.changes if not change.fixable)
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """Something that will be done: make these changes, once everything in ``after`` is as desired.
+
+    ``because`` names the resource whose repair makes this one necessary; empty for drift that was seen.
+    """
+
+    id: ResourceId
+    changes: tuple[Change, ...]
+    after: frozenset[ResourceId] = frozenset()
+    because: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Skip:
+    """Something that will not be done, and why, though the node is not as declared."""
+
+    id: ResourceId
+    reason: str
+    changes: tuple[Change, ...] = ()
+    is_failure: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a pass is going to do, in order, and what it leaves alone."""
+
+    actions: tuple[Action, ...] = ()
+    skips: tuple[Skip, ...] = ()
+
+
+class Status(StrEnum):
+    """The statuses of events; the last three are terminal."""
+
+    DETECTED = "detected"
+    FIXING = "fixing"
+    FIXED = "fixed"
+    FAILED = "failed"
+    ROLLED_BACK = "rolled_back"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How one action ended. ``fixed`` is said only after the node was looked at again."""
+
+    id: ResourceId
+    status: Status
+    detail: str = ""
+    changes: tuple[Change, ...] = ()
+    severity: int = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One row of ``guardian_events``: the durable record. Severity 1 (note) to 5 (act now)."""
+
+    id: ResourceId
+    check_type: str
+    status: Status
+    severity: int
+    details: Mapping[str, Any]
+    fix_attempts: int = 0
+    timestamp: datetime = field(default_factory=lambda: datetime.now(UTC))
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One run of a playbook within a pass, for the report: what ran and what it cost in seconds."""
+
+    playbook: str
+    nodes: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """All that one pass has to say."""
+
+    run_id: str
+    revision: str
+    check: bool
+    started: datetime
+    seconds: float
+    observed: Observed
+    drifts: Mapping[ResourceId, Drift]
+    plan: Plan
+    outcomes: tuple[Outcome, ...]
+    runs: tuple[Run, ...]
+    resources: Mapping[ResourceId, Resource]
+
+    @property
+    def unknown(self) -> tuple[Observation, ...]:
+        """Resources whose state the pass could not learn."""
+        return tuple(o for o in self.observed.observations.values() if not o.is_known)
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """The exit code of the pass, by the precedence 3, 4, 2, 0 (1 never gets as far as a report)."""
+        failed = any(o.status in (Status.FAILED, Status.ROLLED_BACK) for o in self.outcomes)
+        reported = any(skip.is_failure for skip in self.plan.skips)
+        if (failed or reported) and not self.check:
+            return ExitCode.NOT_FIXED
+        if self.unknown:
+            return ExitCode.UNKNOWN
+        # What is only warned about or suspended is drift all the same: 0 would say that all is as desired.
+        if (self.check and self.drifts) or self.plan.skips:
+            return ExitCode.DRIFT
+        return ExitCode.AS_DESIRED

@@ -1,0 +1,57 @@
+"""Ask one node for the facts of everything declared on it: one round trip, one prepared script.
+
+The controller wrote ``REQUESTS/NODE.json`` (mode 0600) with one script per privilege; a node whose
+resources all need the same privilege costs one round trip. Never fails and never marks a host
+unreachable: what could not be learnt is part of the answer.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from ansible.errors import AnsibleError
+from ansible.plugins.action import ActionBase
+
+from reconciler import node
+from reconciler.plugins import transport
+
+
+class ActionModule(ActionBase):  # type: ignore[misc]
+    """``reconciler_observe: {requests: DIRECTORY}``."""
+
+    _supports_check_mode = True
+    _requires_connection = True
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Answer ``{reconciler: {batches: [{answer | error, connection, seconds}]}}``."""
+        super().run(tmp, task_vars)
+        host = (task_vars or {})["inventory_hostname"]
+        request = json.loads((Path(self._task.args["requests"]) / f"{host}.json").read_text(encoding="utf-8"))
+        return {
+            "changed": False,
+            "reconciler": {"batches": [self._ask(batch) for batch in request["batches"]]},
+        }
+
+    def _ask(self, batch: dict[str, Any]) -> dict[str, Any]:
+        started = time.monotonic()
+        found: dict[str, Any] = {}
+        try:
+            found["answer"], found["connection"] = transport.converse(
+                self,
+                batch["script"],
+                batch["nonce"],
+                interpreter=batch["interpreter"],
+                seconds=batch["seconds"],
+                become=batch["become"],
+                fresh=batch["fresh"],
+                fresh_every=batch["fresh_every"],
+            )
+        except (AnsibleError, transport.SilentError) as error:
+            found["error"], found["reached"] = transport.failure_reason(error), False
+        except node.BadAnswerError as error:
+            found["error"], found["reached"] = str(error), True
+        found["seconds"] = round(time.monotonic() - started, 3)
+        return found

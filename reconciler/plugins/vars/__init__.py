@@ -1,0 +1,1 @@
+"""The vars plugin for Ansible by hand."""

@@ -1,0 +1,222 @@
+"""The one door to ansible-runner: runs a playbook in a supervised child and hands on its results.
+
+The child has a session of its own, so that everything Ansible starts can be ended together, and a
+private directory (mode 0700) that is deleted afterwards. Desired values travel in request files in it,
+never as extra variables: those land on the command line and are templated.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import selectors
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from configparser import ConfigParser, Error
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from reconciler.model import RunError
+from reconciler.paths import ansible_home, control_sockets, playbook
+
+# -n: never read the terminal. ServerAlive*: a connection whose other end vanished ends within 15 s.
+# ControlPersist outlives the usual interval, so that a pass finds its sockets open.
+SSH_ARGS = (
+    "-o ControlMaster=auto -o ControlPersist=30m -o ConnectTimeout=6 -o ServerAliveInterval=5 -o ServerAliveCountMax=3"
+    " -o PreferredAuthentications=publickey,keyboard-interactive,password"
+)
+# Never in the environment of a process that runs other people's plugins and prints its environment to a file.
+_PRIVATE_VARIABLES = re.compile(r".*_API_KEY$|SIDECAR_.*|RECONCILER_.*|OPENAI_.*|ANTHROPIC_.*")
+
+
+@dataclass(frozen=True)
+class Result:
+    """One task's result on one node: ``status`` is ok, failed or unreachable."""
+
+    node: str
+    status: str
+    data: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How Ansible is run. ``timeout`` and ``idle_timeout`` are seconds for a whole playbook."""
+
+    inventory: Path
+    forks: int = 25
+    timeout: float = 3600.0
+    idle_timeout: float = 1200.0
+
+
+class Workspace:
+    """A private directory for one run, with one request file per node; gone when the run is over."""
+
+    def __init__(self) -> None:
+        self.directory = Path(tempfile.mkdtemp(prefix="reconciler-"))
+        self.requests = self.directory / "requests"
+        self.requests.mkdir(mode=0o700)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def request(self, node: str, content: Any) -> None:
+        """Write one node's request, readable by this account only."""
+        handle = os.open(self.requests / f"{node}.json", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            json.dump(content, stream)
+
+
+def run(
+    name: str,
+    nodes: Sequence[str],
+    workspace: Workspace,
+    settings: Settings,
+    on_result: Callable[[Result], None],
+    *,
+    become: bool = False,
+) -> None:
+    """Run a playbook on ``nodes``; every result is handed to ``on_result`` as it arrives.
+
+    ``become`` lets the observing task use privilege escalation for those looks that ask for it.
+
+    Raises RunError when Ansible could not do its work (not: when a node failed). A node that yields no
+    result was not reached by the play; the caller decides what that means.
+    """
+    limit = workspace.directory / "nodes"
+    limit.write_text("\n".join(nodes) + "\n", encoding="utf-8")
+    specification = {
+        "private_data_dir": str(workspace.directory),
+        "project_dir": str(Path.cwd()),
+        "playbook": str(playbook(name)),
+        "inventory": str(settings.inventory.resolve()),
+        "limit": f"@{limit}",
+        "extravars": {"reconciler_requests": str(workspace.requests), "reconciler_become": become},
+        "envvars": _environment(settings, len(nodes)),
+        "settings": {
+            "job_timeout": int(settings.timeout),
+            "idle_timeout": int(settings.idle_timeout),
+            "pexpect_timeout": 1,
+            "suppress_env_files": True,
+        },
+    }
+    for line in _child(specification, settings.timeout + 30):
+        if "error" in line:
+            raise RunError(f"{name}: {line['error']}")
+        on_result(Result(line["node"], line["status"], line["data"]))
+
+
+def _environment(settings: Settings, nodes: int) -> dict[str, str]:
+    """Ansible's settings: what correctness needs is set, what is taste is left to the user's ansible.cfg."""
+    own = Path(__file__).parent.parent / "plugins"
+    roles = [str(ansible_home() / "roles"), os.environ.get("ANSIBLE_ROLES_PATH", "")]
+    found = {
+        "ANSIBLE_ROLES_PATH": os.pathsep.join(entry for entry in roles if entry),
+        "ANSIBLE_ACTION_PLUGINS": str(own / "action"),
+        "ANSIBLE_FORKS": str(max(1, min(settings.forks, nodes))),
+        "ANSIBLE_GATHERING": "explicit",
+        "ANSIBLE_INJECT_FACT_VARS": "False",
+        "ANSIBLE_NOCOWS": "1",
+        "ANSIBLE_RETRY_FILES_ENABLED": "False",
+        "ANSIBLE_HOST_PATTERN_MISMATCH": "ignore",
+        "ANSIBLE_SSH_CONTROL_PATH_DIR": str(control_sockets()),
+        "ANSIBLE_PYTHON_INTERPRETER": "python3",
+        "RECONCILER_VARS": "off",  # the request files carry what the vars plugin would load again
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
+        # macOS ends forked processes that touch Objective-C, which Python's proxy look-up does.
+        "OBJC_DISABLE_INITIALIZE_FORK_SAFETY": "YES",
+        "no_proxy": os.environ.get("no_proxy", "*"),
+    }
+    configuration = user_configuration()
+    if configuration:
+        found["ANSIBLE_CONFIG"] = str(configuration)
+    said = ConfigParser(interpolation=None, strict=False)
+    with contextlib.suppress(Error, OSError):
+        said.read([configuration] if configuration else [])
+    taste = {"ssh_args": ("ANSIBLE_SSH_ARGS", SSH_ARGS), "pipelining": ("ANSIBLE_PIPELINING", "True")}
+    for key, (variable, value) in taste.items():
+        if variable not in os.environ and not said.has_option("ssh_connection", key):
+            found[variable] = value
+    # ansible-runner turns this off where the environment says nothing, whatever ansible.cfg says: any machine
+    # in between could then pass for a node.
+    checking = said.get("defaults", "host_key_checking", fallback="True")
+    found["ANSIBLE_HOST_KEY_CHECKING"] = os.environ.get("ANSIBLE_HOST_KEY_CHECKING", checking)
+    return found
+
+
+def user_configuration() -> Path | None:
+    """The ansible.cfg that Ansible would use if it were started here."""
+    for candidate in (os.environ.get("ANSIBLE_CONFIG", ""), "ansible.cfg", "~/.ansible.cfg"):
+        path = Path(candidate).expanduser()
+        if candidate and path.is_file():
+            return path.resolve()
+    return None
+
+
+def _child(specification: Mapping[str, Any], timeout: float) -> Iterator[dict[str, Any]]:
+    """Start the child and yield the lines it prints; whatever happens here, its whole session is ended."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "reconciler.runner.child"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        env={key: value for key, value in os.environ.items() if not _PRIVATE_VARIABLES.match(key)},
+    )
+    try:
+        assert process.stdin  # noqa: S101 - for the type checker
+        # It stays open: the child ends Ansible when it closes, which a killed controller does too.
+        process.stdin.write(json.dumps(specification).encode() + b"\n")
+        process.stdin.flush()
+        yield from _lines(process, time.monotonic() + timeout)
+    finally:
+        _end_session(process)
+
+
+def _lines(process: subprocess.Popen[bytes], deadline: float) -> Iterator[dict[str, Any]]:
+    """Complete lines of standard output until the child is done; its standard error explains a bad end."""
+    out, err = process.stdout, process.stderr
+    assert out  # noqa: S101 - for the type checker
+    assert err  # noqa: S101 - the same
+    buffers = {out: b"", err: b""}
+    with selectors.DefaultSelector() as selector:
+        for stream in buffers:
+            selector.register(stream, selectors.EVENT_READ)
+        while selector.get_map():
+            if time.monotonic() > deadline:
+                raise RunError("the playbook did not end in time and was ended")
+            for key, _mask in selector.select(timeout=1):
+                chunk = os.read(key.fd, 1 << 16)
+                if not chunk:
+                    selector.unregister(key.fileobj)
+                buffers[key.fileobj] += chunk  # type: ignore[index]
+            *lines, buffers[out] = buffers[out].split(b"\n")
+            yield from (json.loads(line) for line in lines)
+    if process.wait() != 0:
+        raise RunError(
+            f"Ansible's process ended badly: {buffers[err].decode(errors='replace').strip()[-800:]}"
+        )
+
+
+def _end_session(process: subprocess.Popen[bytes]) -> None:
+    """End whatever of the child's session still runs. Open SSH masters have sessions of their own and stay."""
+    for number, grace in ((signal.SIGTERM, 8.0), (signal.SIGKILL, 5.0)):
+        if process.poll() is not None:
+            break
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=grace)
+    for stream in (process.stdin, process.stdout, process.stderr):
+        if stream:
+            stream.close()
