@@ -104,7 +104,7 @@ class Access:
             )
 
     def of(self, client_id: str, now: float) -> Spent:
-        """This month's account of a client."""
+        """A client's account of the running month."""
         month = month_of(now)
         account = self.spent.get(client_id)
         if account is None:

@@ -7,17 +7,18 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from sidecar.addresses import URL_PATTERN
 from sidecar.model import (
-    MAX_RATE,
     MAX_TIMEOUT_SECONDS,
-    MAX_TOKENS,
     Api,
     BackendId,
     Label,
     ModelMapping,
     ModelName,
     Pool,
+    Priority,
+    RateLimit,
     Source,
-    Whole,
+    TokenCount,
+    TokenLimit,
 )
 
 Url = Annotated[str, StringConstraints(pattern=URL_PATTERN, max_length=500)]
@@ -40,10 +41,10 @@ class BackendIn(Strict):
     api_key: SecretText | None = None
     api: Api = Api.OPENAI
     timeout_seconds: float = Field(default=120.0, gt=0, le=MAX_TIMEOUT_SECONDS)
-    rpm_limit: Whole | None = Field(default=None, ge=1, le=MAX_RATE)
-    tpm_limit: Whole | None = Field(default=None, ge=1, le=MAX_TOKENS)
+    rpm_limit: RateLimit | None = None
+    tpm_limit: TokenLimit | None = None
     pool: Pool = Pool.PRIMARY
-    priority: Whole = Field(default=0, ge=-1_000_000, le=1_000_000)
+    priority: Priority = 0
     enabled: bool = True
     include_usage: bool = True
     model_mappings: dict[ModelName, ModelMapping] = Field(default_factory=dict)
@@ -202,7 +203,7 @@ class ClientIn(Strict):
     """A client key to create. Budget in US dollars per calendar month."""
 
     name: Annotated[str, StringConstraints(min_length=1, max_length=100, pattern=r"^[^\x00-\x1f\x7f]+$")]
-    budget: float | None = Field(default=None, ge=0, le=1e9, allow_inf_nan=False)
+    budget: Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)] | None = None
     models: list[ModelName] = Field(default_factory=list, max_length=100)
 
 
@@ -233,7 +234,7 @@ class ExplainIn(Strict):
 
     model: ModelName
     api: Api = Api.OPENAI
-    tokens: Whole = Field(default=0, ge=0, le=MAX_TOKENS)
+    tokens: TokenCount = 0
 
 
 class ExplainRow(BaseModel):

@@ -25,6 +25,7 @@ _ERROR_BODY_BYTES = 2**20
 _LEAST_SECONDS = 0.001
 _GENERATING = {Dialect.CHAT, Dialect.COMPLETIONS, Dialect.RESPONSES, Dialect.MESSAGES, Dialect.EMBEDDINGS}
 CALLER_GONE = 499
+NOTHING = Usage()
 _WRITING = "writing to the caller"
 
 
@@ -96,7 +97,7 @@ class Ended:
     detail: str = ""
     answered: bool = False
     headers: Mapping[str, str] | None = None
-    usage: Usage = Usage()
+    usage: Usage = NOTHING
     backend_id: str = ""
     pool: str = ""
     seconds: float = 0.0

@@ -60,7 +60,7 @@ def settings() -> Settings:
 @app.callback(invoke_without_command=True)
 def start(
     context: typer.Context,
-    degraded: Annotated[bool, typer.Option(help="Start although stored keys cannot be decrypted.")] = False,  # noqa: FBT002 - typer's way
+    degraded: Annotated[bool, typer.Option(help="Start although stored keys cannot be decrypted.")] = False,
 ) -> None:
     """Start the proxy (the default when no command is given)."""
     if context.invoked_subcommand is not None:
@@ -98,7 +98,7 @@ def start(
 def rotate(
     prune: Annotated[
         bool, typer.Option(help="Afterwards drop the old keys; old backups then stay shut.")
-    ] = False,  # noqa: FBT002
+    ] = False,
 ) -> None:
     """Encrypt all provider keys anew, while the sidecar runs; run it again if it was interrupted.
 
@@ -138,7 +138,7 @@ def _load_ring(chosen: Settings, opened: Store) -> Keyring:
 
 @app.command()
 def check(
-    offline: Annotated[bool, typer.Option(help="Do not talk to the providers.")] = False,  # noqa: FBT002
+    offline: Annotated[bool, typer.Option(help="Do not talk to the providers.")] = False,
 ) -> None:
     """Settings and backends: what is configured, and whether each provider can be reached, or why not."""
     chosen = settings()

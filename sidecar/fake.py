@@ -136,7 +136,7 @@ def message(text: str = "hello") -> Script:
 
 def message_stream(words: tuple[str, ...] = ("Hel", "lo"), *, whole: bool = True, **script: Any) -> Script:
     """An Anthropic stream; without its last two events when not `whole`."""
-    start = {
+    start: dict[str, Any] = {
         "id": "msg_1", "type": "message", "role": "assistant", "model": NATIVE, "content": [],
         "stop_reason": None, "stop_sequence": None, "usage": {"input_tokens": 10, "output_tokens": 1},
     }  # fmt: skip

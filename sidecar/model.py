@@ -18,7 +18,11 @@ def _whole(value: object) -> object:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-Whole = Annotated[int, BeforeValidator(_whole)]
+# The bounds stand before the validator: the other way round they would be missing in the schema.
+TokenLimit = Annotated[int, Field(ge=1, le=MAX_TOKENS), BeforeValidator(_whole)]
+TokenCount = Annotated[int, Field(ge=0, le=MAX_TOKENS), BeforeValidator(_whole)]
+RateLimit = Annotated[int, Field(ge=1, le=MAX_RATE), BeforeValidator(_whole)]
+Priority = Annotated[int, Field(ge=-1_000_000, le=1_000_000), BeforeValidator(_whole)]
 ModelName = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=_PRINTABLE)]
 Label = Annotated[str, StringConstraints(max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")]
 BackendId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
@@ -71,8 +75,8 @@ class ModelMapping(Frozen):
     reasoning_effort: Annotated[str, StringConstraints(pattern=r"^[a-z]{1,20}$")] | None = None
     input_modalities: tuple[Annotated[str, StringConstraints(pattern=r"^[a-z]{1,20}$")], ...] = ("text",)
     cost: Cost = Cost()
-    context_window: Whole = Field(default=128_000, ge=1, le=MAX_TOKENS)
-    max_tokens: Whole = Field(default=65_536, ge=1, le=MAX_TOKENS)
+    context_window: TokenLimit = 128_000
+    max_tokens: TokenLimit = 65_536
     compat: Mapping[str, Any] = Field(default_factory=dict)
 
 
@@ -90,10 +94,10 @@ class Backend(Frozen):
     api_key: str = Field(default="", repr=False)
     api: Api = Api.OPENAI
     timeout_seconds: float = Field(default=120.0, gt=0, le=MAX_TIMEOUT_SECONDS)
-    rpm_limit: Whole = Field(default=40, ge=1, le=MAX_RATE)
-    tpm_limit: Whole | None = Field(default=None, ge=1, le=MAX_TOKENS)
+    rpm_limit: RateLimit = 40
+    tpm_limit: TokenLimit | None = None
     pool: Pool = Pool.PRIMARY
-    priority: Whole = Field(default=0, ge=-1_000_000, le=1_000_000)
+    priority: Priority = 0
     enabled: bool = True
     include_usage: bool = True
     model_mappings: Mapping[ModelName, ModelMapping] = Field(default_factory=dict)

@@ -48,7 +48,7 @@ class Decision:
     known: bool
 
 
-def judge(lane: Lane, query: Query, now: float) -> Why:
+def judge(lane: Lane, query: Query, now: float) -> Why:  # noqa: C901, PLR0911 - a table of reasons, in order
     """One backend against one request."""
     backend = lane.backend
     if backend.api != query.api:

@@ -184,7 +184,7 @@ async def serve(
 
 
 async def _announce(server: uvicorn.Server, on_ready: Callable[[], None], stop: asyncio.Event | None) -> None:
-    while not server.started:
+    while not server.started:  # noqa: ASYNC110 - uvicorn offers no event for it
         await asyncio.sleep(0.01)
     on_ready()
     if stop is not None:

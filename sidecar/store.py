@@ -76,9 +76,7 @@ def _open(path: Path) -> sqlite3.Connection:
         db.execute("PRAGMA journal_mode=WAL")
         # NORMAL survives a kill of the process whole; a power cut may lose the last commits.
         db.execute("PRAGMA synchronous=NORMAL")
-        found = db.execute("PRAGMA quick_check").fetchone()[0]
-        if found != "ok":
-            raise StoreError(f"{path} is damaged ({found}); restore the newest file of the backup folder")
+        _check(db, path)
         migrate(db)
     except sqlite3.DatabaseError as error:
         db.close()
@@ -89,6 +87,12 @@ def _open(path: Path) -> sqlite3.Connection:
         db.close()
         raise StoreError(str(error)) from None
     return db
+
+
+def _check(db: sqlite3.Connection, path: Path) -> None:
+    found = db.execute("PRAGMA quick_check").fetchone()[0]
+    if found != "ok":
+        raise StoreError(f"{path} is damaged ({found}); restore the newest file of the backup folder")
 
 
 @contextmanager

@@ -98,9 +98,10 @@ class Relay:
         if event.startswith(b"data: ") and event.endswith(b"\n\n") and event.find(b"\n") == len(event) - 2:
             data, prefix = event[6:-2], b""
         else:
-            data, prefix = _parse(event)
-            if data is None:
+            parsed, prefix = _parse(event)
+            if parsed is None:
                 return event if self.seen.token_seen else b""
+            data = parsed
         if data.strip() == _DONE:
             if not self._whole():
                 raise BrokenStream("the stream ended without a finish reason")
@@ -248,7 +249,7 @@ def _object(raw: msgspec.Raw | None) -> Fields:
 
 
 def _size(part: object) -> int:
-    if part is None or part == "" or part == []:
+    if not part:
         return 0
     return len(part.encode()) if isinstance(part, str) else len(encode(part))
 

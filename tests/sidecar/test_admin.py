@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+
 from sidecar import fake
 from sidecar.fake import Script, Seen
 from tests.sidecar.harness import (
@@ -173,7 +174,7 @@ def test_metrics_have_bounded_labels(providers: Providers, sidecar: Callable[...
     httpx.post(process.url + "/v1/chat/completions", json=CHAT)
     text = httpx.get(process.metrics_url + "/metrics").text
     for name in (
-        "sidecar_pool_providers{pool=\"primary\",type=\"healthy\"} 1.0", "sidecar_cooldown_active 0.0", "sidecar_emergency_count 0.0",
+        'sidecar_pool_providers{pool="primary",type="healthy"} 1.0', "sidecar_cooldown_active 0.0", "sidecar_emergency_count 0.0",
         "sidecar_db_size_bytes", "sidecar_wal_size_bytes", "sidecar_requests_total", "sidecar_attempts_total", "sidecar_tokens_total",
         "sidecar_cost_total", "sidecar_uptime_seconds", "sidecar_overhead_seconds_bucket", "sidecar_queue_depth", "sidecar_ttft_seconds",
         "sidecar_queue_wait_seconds", "sidecar_attempts_per_request_bucket", "sidecar_latency_seconds_bucket", "sidecar_errors_total",
@@ -205,7 +206,7 @@ def test_schemathesis_finds_nothing(
     ended = subprocess.run(
         [
             command, "run", f"{process.url}/api/admin/openapi.json", "--header", f"Authorization: Bearer {ADMIN}",
-            "--phases", "examples,coverage,fuzzing", "--max-examples", "25", "--seed", "7", 
+            "--phases", "examples,coverage,fuzzing", "--max-examples", "25", "--seed", "7",
             "--exclude-path-regex", "/test$", "--no-color", "--request-timeout", "60",
         ],
         cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False, env={**os.environ, "PYTHONWARNINGS": "ignore"},

@@ -225,7 +225,7 @@ print("litellm is content")
 
 
 def litellm_python() -> Path:
-    """litellm pins its own openai and more: it lives in a virtualenv of its own, made once."""
+    """Litellm pins its own openai and more: it lives in a virtualenv of its own, made once."""
     home = Path(
         os.environ.get("SIDECAR_TEST_LITELLM_VENV")
         or Path(__file__).resolve().parents[2] / ".cache" / "litellm"
