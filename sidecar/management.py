@@ -17,6 +17,7 @@ from sidecar import admin_models as m
 from sidecar.access import bearer
 from sidecar.admin import Admin, Problem, dump, problem_of
 from sidecar.dashboard import Sessions, dashboard_routes
+from sidecar.model import MAX_NAME
 from sidecar.runtime import Runtime
 from sidecar.wire import Receive, Scope, Send
 
@@ -287,6 +288,7 @@ def _responses(operation: Operation, models: dict[str, Any]) -> dict[str, Any]:
 
 def _ref(model: type[BaseModel], models: dict[str, Any], mode: Any) -> dict[str, str]:
     schema = model.model_json_schema(mode=mode, ref_template="#/components/schemas/{model}")
+    _close_keys(schema)
     inner = schema.pop("$defs", {})
     suffix = "In" if mode == "validation" else ""
     text = json.dumps({model.__name__: schema, **inner})
@@ -297,3 +299,16 @@ def _ref(model: type[BaseModel], models: dict[str, Any], mode: Any) -> dict[str,
     for name, found in json.loads(text).items():
         models[name + (suffix if name in inner else "")] = found
     return {"$ref": f"#/components/schemas/{model.__name__}"}
+
+
+def _close_keys(schema: Any) -> None:
+    """A pattern for keys means that no other key is accepted; pydantic leaves that unsaid."""
+    if isinstance(schema, dict):
+        if "patternProperties" in schema:
+            schema.setdefault("additionalProperties", False)
+            schema.setdefault("propertyNames", {"maxLength": MAX_NAME})
+        for inner in schema.values():
+            _close_keys(inner)
+    elif isinstance(schema, list):
+        for inner in schema:
+            _close_keys(inner)

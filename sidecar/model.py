@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 MAX_RATE = 10_000_000
+MAX_NAME = 200
 MAX_TOKENS = 1_000_000_000
 MAX_TIMEOUT_SECONDS = 86_400.0
 _PRINTABLE = r"^[^\x00-\x1f\x7f]+$"
@@ -23,7 +24,7 @@ TokenLimit = Annotated[int, Field(ge=1, le=MAX_TOKENS), BeforeValidator(_whole)]
 TokenCount = Annotated[int, Field(ge=0, le=MAX_TOKENS), BeforeValidator(_whole)]
 RateLimit = Annotated[int, Field(ge=1, le=MAX_RATE), BeforeValidator(_whole)]
 Priority = Annotated[int, Field(ge=-1_000_000, le=1_000_000), BeforeValidator(_whole)]
-ModelName = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=_PRINTABLE)]
+ModelName = Annotated[str, StringConstraints(min_length=1, max_length=MAX_NAME, pattern=_PRINTABLE)]
 Label = Annotated[str, StringConstraints(max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")]
 BackendId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
 Dollars = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
