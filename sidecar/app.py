@@ -14,7 +14,8 @@ from sidecar.payload import encode
 from sidecar.proxy import Proxy
 from sidecar.runtime import Runtime
 from sidecar.settings import is_loopback
-from sidecar.wire import Header, Message, Receive, Scope, Send, send_body
+from sidecar.watchdog import Watchdog
+from sidecar.wire import Cork, Header, Message, Receive, Scope, Send, send_body
 
 log = structlog.get_logger("sidecar.app")
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
@@ -81,10 +82,16 @@ class _DataPlane:
 
     async def send(self, message: Message) -> None:
         """Remember how far the answer has got."""
+        cork: Cork | None = self.scope.get("sidecar.cork")
         if message["type"] == "http.response.start":
             self.begun = True
-        elif not message.get("more_body"):
-            self.done = True
+            if cork is not None:
+                cork.hold = True
+        else:
+            if cork is not None:
+                cork.hold = False
+            if not message.get("more_body"):
+                self.done = True
         await self._send(message)
 
     async def serve(self) -> None:
@@ -140,7 +147,8 @@ class _DataPlane:
 
     async def _receive_within(self, seconds: float) -> Message:
         try:
-            async with asyncio.timeout(seconds):
+            loop = asyncio.get_running_loop()
+            with Watchdog(loop, loop.time() + seconds):
                 message = await self.receive()
         except TimeoutError:
             raise Refusal(

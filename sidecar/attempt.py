@@ -16,6 +16,7 @@ from sidecar.routing import Decision, Way, Why
 from sidecar.stream import BrokenStream, Relay
 from sidecar.upstream import Reply, UpstreamError
 from sidecar.verdict import Verdict, hints, of_status, quota_resets_in, retry_after
+from sidecar.watchdog import Watchdog
 from sidecar.wire import Send, caller_headers, provider_headers, send_body
 
 if TYPE_CHECKING:
@@ -125,7 +126,8 @@ class Attempt:
         self.ttft: float | None = None
         self.relay: Relay | None = None
         self._phase = "connect"
-        self._timer: asyncio.Timeout | None = None
+        self._loop = asyncio.get_running_loop()
+        self._timer = Watchdog(self._loop, 0.0)
         self._end = 0.0
 
     async def run(self) -> Ended:
@@ -155,15 +157,13 @@ class Attempt:
 
     async def _exchange(self) -> Ended:
         hot = self.proxy.fleet.hot
-        loop = asyncio.get_running_loop()
-        now = self.proxy.clock.now()
+        now, loop = self.proxy.clock.now(), self._loop
         self._end = loop.time() + max(_LEAST_SECONDS, self.call.deadline - now)
         body, asks = self.call.payload.for_backend(self.backend, self.call.endpoint.dialect)
         reply: Reply | None = None
         try:
-            async with asyncio.timeout_at(
-                min(self._end, loop.time() + hot.connect_timeout_seconds)
-            ) as self._timer:
+            self._timer = Watchdog(loop, min(self._end, loop.time() + hot.connect_timeout_seconds))
+            with self._timer:
                 reply = await self.proxy.upstream.send(
                     self._url(), provider_headers(self.call.headers, self.backend), body, self._left
                 )
@@ -193,8 +193,8 @@ class Attempt:
 
     def _until(self, phase: str, seconds: float) -> None:
         self._phase = phase
-        if self._timer is not None:
-            self._timer.reschedule(min(self._end, asyncio.get_running_loop().time() + seconds))
+        at = self._loop.time() + seconds
+        self._timer.set(min(self._end, at))
 
     async def _receive(self, reply: Reply, *, hide_usage: bool) -> Ended:
         now = self.proxy.clock.now()
@@ -283,7 +283,7 @@ class Attempt:
         )
 
     async def _open_stream(self, reply: Reply) -> None:
-        self._end = asyncio.get_running_loop().time() + self.proxy.fleet.hot.stream_total_seconds
+        self._end = self._loop.time() + self.proxy.fleet.hot.stream_total_seconds
         self.ttft = self.proxy.clock.now() - self.call.began
         self.call.committed = True
         self.call.trail.append(f"answered by {self.backend.id}")

@@ -87,6 +87,14 @@ def _usage_beside_choices() -> Script:
     return Script(body=parts, content_type="text/event-stream", chunked=True)
 
 
+def _dated() -> Script:
+    return fake.error(429, "no", retry_after=formatdate(time() + 45, usegmt=True))
+
+
+def _unfinished() -> Script:
+    return fake.chat_stream(finish=None, gap=0.02)
+
+
 def _mid_error() -> Script:
     body = b'data: {"error":{"message":"exploded","type":"server_error"}}\n\n'
     return Script(
@@ -97,7 +105,7 @@ def _mid_error() -> Script:
 CATALOGUE: tuple[Fault, ...] = (
     Fault("429 without Retry-After", Expect.NEXT, _status(429)),
     Fault("429 with Retry-After in seconds", Expect.NEXT, _status(429, retry_after="45")),
-    Fault("429 with Retry-After as a date", Expect.NEXT, lambda _s: fake.error(429, "no", retry_after=formatdate(time() + 45, usegmt=True))),
+    Fault("429 with Retry-After as a date", Expect.NEXT, lambda _s: _dated()),
     Fault("429 with insufficient quota", Expect.NEXT, _status(429, "insufficient_quota")),
     *(Fault(f"status {code}", Expect.NEXT, _status(code)) for code in (401, 402, 403, 500, 502, 503, 504, 529)),
     *(Fault(f"status {code}", Expect.RETURNED, _status(code)) for code in (400, 404, 413, 422)),
@@ -118,7 +126,7 @@ CATALOGUE: tuple[Fault, ...] = (
     Fault("reset in mid-stream", Expect.EXPLICIT, lambda _s: _cut("reset"), (True,)),
     Fault("stall in mid-stream", Expect.EXPLICIT, lambda _s: _cut("stall"), (True,)),
     Fault("end without a finish reason", Expect.EXPLICIT, lambda _s: _cut("clean"), (True,)),
-    Fault("[DONE] without a finish reason", Expect.EXPLICIT, lambda _s: fake.chat_stream(finish=None, gap=0.02), (True,)),
+    Fault("[DONE] without a finish reason", Expect.EXPLICIT, lambda _s: _unfinished(), (True,)),
     Fault("last chunk left out", Expect.EXPLICIT, lambda _s: _cut("close"), (True,)),
     Fault("an error event in mid-stream", Expect.EXPLICIT, lambda _s: _mid_error(), (True,)),
 )  # fmt: skip

@@ -114,7 +114,9 @@ class Metrics:
     def text(self) -> bytes:
         """The exposition format."""
         now = self._fleet.clock.now()
-        counts: dict[tuple[str, str], int] = {(p.value, t): 0 for p in Pool for t in ("healthy", "cooling", "error", "disabled")}  # fmt: skip
+        states = ("healthy", "cooling", "error", "disabled")
+        states = ("healthy", "cooling", "error", "disabled")
+        counts: dict[tuple[str, str], int] = {(pool.value, state): 0 for pool in Pool for state in states}
         for lane in self._fleet.lanes.values():
             counts[lane.backend.pool.value, lane.status(now)] += 1
         for (pool, kind), number in counts.items():

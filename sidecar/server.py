@@ -14,7 +14,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from sidecar.metrics import Metrics
 from sidecar.runtime import Runtime
-from sidecar.wire import Receive, Scope, Send, send_body
+from sidecar.wire import Cork, Receive, Scope, Send, send_body
 
 _INCOMPLETE = "ASGI callable returned without completing response."
 _TOO_LARGE_BODY = b'{"error":{"message":"the request headers are too large","code":"headers_too_large"}}'
@@ -34,6 +34,8 @@ class GuardedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A caller must send whole headers before long."""
         super().connection_made(transport)
+        self._cork = Cork(transport)
+        self.transport = self._cork  # type: ignore[assignment]
         self._head_bytes = 0
         self._in_head = True
         self._cut: asyncio.TimerHandle | None = None
@@ -62,6 +64,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """The head is there: stop its clock."""
+        self.scope["sidecar.cork"] = self._cork  # type: ignore[typeddict-unknown-key]
         self._in_head = False
         self._head_bytes = 0
         if self._cut is not None:

@@ -19,6 +19,8 @@ from sidecar.records import Key, Sum
 T = TypeVar("T")
 _BUSY_MS = 5000
 _COLUMNS = tuple(name for name in Backend.model_fields if name != "key_error")
+# Debian 12's SQLite does not know unixepoch('subsec').
+_NOW = "(julianday('now') - 2440587.5) * 86400.0"
 _JSON = ("model_mappings", "metadata")
 
 
@@ -162,7 +164,7 @@ def write_backend(db: sqlite3.Connection, ring: Keyring, backend: Backend, *, ke
     changing = [name for name in _COLUMNS if name != "id" and not (keep_key and name == "api_key")]
     db.execute(
         f"INSERT INTO backends ({', '.join(_COLUMNS)}, created_at, updated_at) "  # noqa: S608 - our own names
-        f"VALUES ({', '.join(':' + name for name in _COLUMNS)}, (julianday('now') - 2440587.5) * 86400.0, (julianday('now') - 2440587.5) * 86400.0) "
+        f"VALUES ({', '.join(':' + name for name in _COLUMNS)}, {_NOW}, {_NOW}) "
         f"ON CONFLICT (id) DO UPDATE SET {', '.join(f'{n} = excluded.{n}' for n in changing)}, "
         "updated_at = excluded.updated_at",
         fields,

@@ -44,7 +44,10 @@ class Provider(asyncio.Protocol):
             "usage": {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15},
         }
     ).encode()  # fmt: skip
-    whole = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
+    whole = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (
+        len(body),
+        body,
+    )
     head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -147,7 +150,9 @@ def memory_mb(pid: int) -> float:
 async def caller(target: Target, streaming: bool, until: float, times: list[float]) -> None:
     """One connection, one request after the other."""
     reader, writer = await asyncio.open_connection("127.0.0.1", target.port)
-    body = json.dumps({"model": "gpt", "stream": streaming, "messages": [{"role": "user", "content": "hello"}]}).encode()
+    body = json.dumps(
+        {"model": "gpt", "stream": streaming, "messages": [{"role": "user", "content": "hello"}]}
+    ).encode()
     extra = "".join(f"{name}: {value}\r\n" for name, value in target.headers.items())
     head = f"POST {target.path} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n{extra}"
     request = head.encode() + b"content-length: %d\r\n\r\n%b" % (len(body), body)
@@ -237,7 +242,10 @@ def sidecar(provider: int, folder: Path) -> Iterator[Target]:
         "SIDECAR_BACKENDS_FILE": str(folder / "backends.yml"), "BENCH_KEY": "sk-bench", "LOG_FORMAT": "json",
         "PYTHONPATH": str(ROOT),
     }  # fmt: skip
-    with (folder / "log").open("wb") as log, running([sys.executable, "-m", "sidecar"], env=env, stderr=log) as process:
+    with (
+        (folder / "log").open("wb") as log,
+        running([sys.executable, "-m", "sidecar"], env=env, stderr=log) as process,
+    ):
         wait_port(port, process)
         yield Target("sidecar", port, "/v1/chat/completions", {}, process.pid)
 
@@ -271,15 +279,32 @@ def litellm(provider: int, folder: Path) -> Iterator[Target]:
     if not (home / "bin" / "litellm").exists():
         venv.create(home, with_pip=True)
         subprocess.run([home / "bin" / "pip", "install", "-q", "litellm[proxy]"], check=True)
-    parameters = {"model": "openai/native", "api_base": f"http://127.0.0.1:{provider}/v1", "api_key": "sk-bench"}
+    parameters = {
+        "model": "openai/native",
+        "api_base": f"http://127.0.0.1:{provider}/v1",
+        "api_key": "sk-bench",
+    }
     config = folder / "litellm.yml"
     config.write_text(json.dumps({"model_list": [{"model_name": "gpt", "litellm_params": parameters}]}))
     port = free_port()
-    command = [str(home / "bin" / "litellm"), "--config", str(config), "--port", str(port), "--host", "127.0.0.1"]
+    command = [
+        str(home / "bin" / "litellm"),
+        "--config",
+        str(config),
+        "--port",
+        str(port),
+        "--host",
+        "127.0.0.1",
+    ]
     env = {**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR"}
-    with (folder / "litellm.log").open("wb") as log, running(command, stdout=log, stderr=log, env=env) as process:
+    with (
+        (folder / "litellm.log").open("wb") as log,
+        running(command, stdout=log, stderr=log, env=env) as process,
+    ):
         wait_port(port, process)
-        yield Target("litellm", port, "/v1/chat/completions", {"authorization": "Bearer sk-bench"}, process.pid)
+        yield Target(
+            "litellm", port, "/v1/chat/completions", {"authorization": "Bearer sk-bench"}, process.pid
+        )
 
 
 PEERS = {"portkey": portkey, "litellm": litellm}
@@ -298,17 +323,25 @@ def table(rows: dict[tuple[str, bool, int], Row], names: list[str]) -> str:
                 if row is None:
                     continue
                 mode = "stream" if streaming else "whole"
-                cost = f"{row.cpu:8.3f} {row.cpu / own.cpu:6.1f}" if name != "direct" else f"{'-':>8} {'-':>6}"
+                cost = (
+                    f"{row.cpu:8.3f} {row.cpu / own.cpu:6.1f}" if name != "direct" else f"{'-':>8} {'-':>6}"
+                )
                 added = f"{row.median - direct.median:9.2f}" if name != "direct" else f"{'-':>9}"
                 memory = f"{row.memory:6.0f}" if name != "direct" else f"{'-':>6}"
-                lines.append(f"{name:10} {mode:7} {connections:5} {cost} {row.median:10.2f} {added} {row.rate:8.0f} {memory}")
+                lines.append(
+                    f"{name:10} {mode:7} {connections:5} {cost} {row.median:10.2f} {added} {row.rate:8.0f} {memory}"
+                )
     return "\n".join(lines)
 
 
 def main() -> None:
     """Run everything and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one and a half seconds a measurement instead of six")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="one and a half seconds a measurement instead of six"
+    )
     parser.add_argument("--peer", action="append", choices=[*PEERS, "none"], help="default: portkey")
     parser.add_argument("--provide", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -320,7 +353,9 @@ def main() -> None:
     rows: dict[tuple[str, bool, int], Row] = {}
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        process = stack.enter_context(running([sys.executable, __file__, "--provide"], stdout=subprocess.PIPE))
+        process = stack.enter_context(
+            running([sys.executable, __file__, "--provide"], stdout=subprocess.PIPE)
+        )
         assert process.stdout is not None
         port = int(process.stdout.readline())
         for name in ["direct", "sidecar", *peers]:
