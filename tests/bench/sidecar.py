@@ -67,9 +67,9 @@ class Provider(asyncio.Protocol):
             return
         self.data = b""
         streaming = b'"stream":true' in body.replace(b" ", b"")
-        asyncio.get_running_loop().call_later(DELAY_SECONDS, self.answer, streaming)
+        asyncio.get_running_loop().call_later(DELAY_SECONDS, lambda: self.answer(streaming=streaming))
 
-    def answer(self, streaming: bool) -> None:
+    def answer(self, *, streaming: bool) -> None:
         if not streaming:
             self.transport.write(self.whole)
             return
@@ -147,7 +147,7 @@ def memory_mb(pid: int) -> float:
     return total * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
-async def caller(target: Target, streaming: bool, until: float, times: list[float]) -> None:
+async def caller(target: Target, *, streaming: bool, until: float, times: list[float]) -> None:
     """One connection, one request after the other."""
     reader, writer = await asyncio.open_connection("127.0.0.1", target.port)
     body = json.dumps(
@@ -186,7 +186,9 @@ async def measure(target: Target, *, streaming: bool, connections: int, seconds:
         times: list[float] = []
         began, cpu = time.perf_counter(), cpu_seconds(target.pid) if target.pid else 0.0
         until = began + (0.5 if warm else seconds)
-        await asyncio.gather(*(caller(target, streaming, until, times) for _ in range(connections)))
+        await asyncio.gather(
+            *(caller(target, streaming=streaming, until=until, times=times) for _ in range(connections))
+        )
     used = (cpu_seconds(target.pid) - cpu) if target.pid else 0.0
     took = time.perf_counter() - began
     memory = memory_mb(target.pid) if target.pid else 0.0

@@ -1,6 +1,5 @@
 """Keys at rest: bound to their place, rotated while running, refused when they cannot be opened."""
 
-import os
 import re
 import subprocess
 import sys
@@ -133,7 +132,7 @@ def test_a_start_without_the_right_key_is_refused_unless_degraded(
     }
     process.admin("POST", "/backends", made)
     process.stop()
-    os.unlink(process.folder / "data" / "encryption_key")
+    (process.folder / "data" / "encryption_key").unlink()
     refused = run(process)
     assert refused.returncode == 1
     assert "--degraded" in refused.stderr

@@ -180,9 +180,11 @@ def test_anthropic_sync_streaming_and_counting(process: SidecarProcess) -> None:
 
 def test_anthropic_async(process: SidecarProcess) -> None:
     async def run() -> None:
-        async with anthropic.AsyncAnthropic(base_url=process.url, api_key="any", max_retries=0) as client:
-            async with client.messages.stream(model="gpt", max_tokens=9, messages=USER) as stream:
-                assert await stream.get_final_text() == "Hello"
+        async with (
+            anthropic.AsyncAnthropic(base_url=process.url, api_key="any", max_retries=0) as client,
+            client.messages.stream(model="gpt", max_tokens=9, messages=USER) as stream,
+        ):
+            assert await stream.get_final_text() == "Hello"
 
     asyncio.run(run())
 
@@ -197,12 +199,16 @@ def test_a_cut_stream_is_an_error_in_the_sdks(
 
     provider = providers.new(cut)
     process = sidecar([backend("o", provider.url), backend("a", provider.url, api="anthropic-messages")])
-    with openai.OpenAI(base_url=process.url + "/v1", api_key="any", max_retries=0) as client:
-        with pytest.raises(openai.APIError, match="broke off"):
-            list(client.chat.completions.create(model="gpt", messages=USER, stream=True))
-    with anthropic.Anthropic(base_url=process.url, api_key="any", max_retries=0) as talker:
-        with pytest.raises(anthropic.APIStatusError, match="broke off"):
-            list(talker.messages.create(model="gpt", max_tokens=9, messages=USER, stream=True))
+    with (
+        openai.OpenAI(base_url=process.url + "/v1", api_key="any", max_retries=0) as client,
+        pytest.raises(openai.APIError, match="broke off"),
+    ):
+        list(client.chat.completions.create(model="gpt", messages=USER, stream=True))
+    with (
+        anthropic.Anthropic(base_url=process.url, api_key="any", max_retries=0) as talker,
+        pytest.raises(anthropic.APIStatusError, match="broke off"),
+    ):
+        list(talker.messages.create(model="gpt", max_tokens=9, messages=USER, stream=True))
 
 
 LITELLM = """

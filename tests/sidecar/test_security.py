@@ -50,7 +50,7 @@ def test_private_ranges_by_allow_list() -> None:
         ("https://h", True, "https://h/v1"), ("https://h/v1", True, "https://h/v1"), ("https://h/anthropic", True, "https://h/anthropic/v1"),
     ],
 )  # fmt: skip
-def test_the_base_address_follows_the_sdks(url: str, anthropic: bool, base: str) -> None:
+def test_the_base_address_follows_the_sdks(url: str, *, anthropic: bool, base: str) -> None:
     assert base_of(url, anthropic=anthropic) == base
 
 
@@ -262,9 +262,7 @@ def test_a_caller_who_does_not_read_is_cut_off(
     )
 
 
-def test_binding_wider_without_client_keys_is_refused(
-    tmp_path: object, sidecar: Callable[..., SidecarProcess]
-) -> None:
+def test_binding_wider_without_client_keys_is_refused(sidecar: Callable[..., SidecarProcess]) -> None:
     process = sidecar()
     process.stop()
     process.env["SIDECAR_HOST"] = "0.0.0.0"

@@ -1,5 +1,6 @@
 """The relay: any split of the bytes gives the same stream, and no end is silent."""
 
+import itertools
 import json
 
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sidecar import fake
-from sidecar.model import Dialect, Usage
+from sidecar.model import Backend, Cost, Dialect, ModelMapping, Usage
 from sidecar.payload import parse, usage_of
 from sidecar.stream import BrokenStream, Relay
 from tests.sidecar.harness import sse
@@ -18,7 +19,7 @@ MESSAGES = b"".join(fake.message_stream(("héllo ", "你好")).body)
 
 def play(relay: Relay, data: bytes, cuts: list[int]) -> bytes:
     edges = [0, *sorted(cut % (len(data) + 1) for cut in cuts), len(data)]
-    out = b"".join(relay.feed(data[a:b]) for a, b in zip(edges, edges[1:], strict=False) if b > a)
+    out = b"".join(relay.feed(data[a:b]) for a, b in itertools.pairwise(edges) if b > a)
     return out + relay.end()
 
 
@@ -84,8 +85,6 @@ def test_a_nested_model_in_the_answer_is_not_touched() -> None:
 
 def test_unknown_fields_and_big_numbers_pass_byte_for_byte() -> None:
     body = b'{"x_big": 123456789012345678901234567890, "model":"gpt", "x": 1.10,  "y":{"model":"gpt"}}'
-    from sidecar.model import Backend, ModelMapping
-
     backend = Backend(
         id="a", name="a", api_base_url="http://h/v1", model_mappings={"gpt": ModelMapping(native_id="n")}
     )
@@ -107,8 +106,6 @@ def test_usage_of_both_dialects_counts_cached_tokens_once() -> None:
     }
     assert usage_of(openai) == Usage(100, 7, 60, 0)
     assert usage_of(anthropic) == Usage(100, 7, 60, 10)
-    from sidecar.model import Cost
-
     price = Cost(input=1.0, output=10.0, cache_read=0.1, cache_write=2.0)
     assert Usage(100, 7, 60, 10).cost(price) == pytest.approx(30 * 1 + 70 + 6 + 20)
 
