@@ -14,7 +14,7 @@ from pathlib import Path
 from reconciler import runner
 from reconciler.converge import Converger
 from reconciler.desired.load import Desired, load
-from reconciler.desired.places import suggestion
+from reconciler.desired.places import pattern_hint, suggestion
 from reconciler.inventory import Inventory
 from reconciler.kinds.base import seconds
 from reconciler.kinds.registry import kinds
@@ -41,6 +41,8 @@ def desired_state(settings: Settings, scope: Scope) -> tuple[Desired, Desired, I
     """Everything declared, the part in scope, and the inventory. Raises ConfigurationError."""
     inventory = Inventory(settings.inventory)
     desired = load(settings.desired, inventory)
+    if scope.kinds == ():
+        raise ConfigurationError([Problem("--kind names no kind", hint="known: " + ", ".join(kinds()))])
     for kind in scope.kinds or ():
         if kind not in kinds():
             raise ConfigurationError(
@@ -51,7 +53,7 @@ def desired_state(settings: Settings, scope: Scope) -> tuple[Desired, Desired, I
         try:
             nodes = inventory.match(scope.limit)
         except LookupError as error:
-            hint = suggestion(scope.limit, [*inventory.nodes, *inventory.groups])
+            hint = pattern_hint(scope.limit, [*inventory.nodes, *inventory.groups])
             raise ConfigurationError([Problem(f"--limit: {error}", hint=hint)]) from None
     return desired, desired.of(nodes, scope.kinds), inventory
 

@@ -130,8 +130,12 @@ def _own_loader() -> Any:
         auto_prompt=False,
         initialize_context=False,
     )
-    if VaultSecretsContext.current(optional=True) is None:  # one per process: a second pass finds the first's
+    # One per process: a later pass brings its own passwords into it.
+    vault = VaultSecretsContext.current(optional=True)
+    if vault is None:
         VaultSecretsContext.initialize(VaultSecretsContext(secrets))
+    else:
+        vault.secrets = secrets
     loader.set_vault_secrets(secrets)
     return loader
 
@@ -152,7 +156,7 @@ def _plain(templar: Any, key: str, value: Any, node: str) -> Any:
     from ansible.errors import AnsibleError
 
     try:
-        return _untagged(templar.template(value))
+        return _untagged(templar.template(value), VaultedText if _encrypted(value) else str)
     except AnsibleError as error:
         return BrokenVariable(f"the variable {key!r} of {node} cannot be templated: {error.message}")
 
@@ -163,13 +167,35 @@ class BrokenVariable(str):
     __slots__ = ()
 
 
-def _untagged(value: Any) -> Any:
-    """Plain Python values: Ansible marks strings and containers with where they came from."""
+class VaultedText(str):
+    """A value that stood encrypted in the inventory; whoever refers to it deals with a secret."""
+
+    __slots__ = ()
+
+
+def holds_vaulted(value: Any) -> bool:
+    """Whether a vaulted value stands anywhere inside."""
     if isinstance(value, Mapping):
-        return {str(key): _untagged(item) for key, item in value.items()}
+        return any(map(holds_vaulted, value.values()))
+    return isinstance(value, VaultedText) or (isinstance(value, list) and any(map(holds_vaulted, value)))
+
+
+def _encrypted(value: Any) -> bool:
+    """Whether a value as it was written holds an encrypted string."""
+    from ansible.parsing.vault import EncryptedString
+
+    if isinstance(value, Mapping):
+        return any(map(_encrypted, value.values()))
+    return isinstance(value, EncryptedString) or (isinstance(value, list) and any(map(_encrypted, value)))
+
+
+def _untagged(value: Any, text: type[str] = str) -> Any:
+    """Plain Python values, strings as ``text``: Ansible marks strings and containers with where they came from."""
+    if isinstance(value, Mapping):
+        return {str(key): _untagged(item, text) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_untagged(item) for item in value]
-    for kind in (bool, int, float, str):
+        return [_untagged(item, text) for item in value]
+    for kind in (bool, int, float):
         if isinstance(value, kind):
             return kind(value)
-    return value
+    return text(value) if isinstance(value, str) else value

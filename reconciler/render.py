@@ -260,7 +260,7 @@ def explanation(document: Mapping[str, Any], out: Console) -> None:
         for change in condition["details"].get("changes", []):
             out.print(Text(f"           {change_text(change)}"), soft_wrap=True)
         observed = condition["details"].get("observed")
-        for key, value in (observed.items() if isinstance(observed, dict) else ()):
+        for key, value in observed.items() if isinstance(observed, dict) else ():
             out.print(Text.assemble((f"  {key:<14}", "dim"), short(value)), soft_wrap=True)
     out.print(Text.assemble(("declared   ", "dim"), document["declared_at"]), soft_wrap=True)
     if isinstance(document["desired"], str):

@@ -27,7 +27,9 @@ def write(directory: Path) -> list[Path]:
         for source, target in targets.items():
             target.parent.mkdir(parents=True, exist_ok=True)
             text = source.read_text(encoding="utf-8")
-            text = text.replace("@ANSIBLE_HOME@", str(ansible_home())).replace("@PLUGINS@", str(HERE / "plugins"))
+            text = text.replace("@ANSIBLE_HOME@", str(ansible_home())).replace(
+                "@PLUGINS@", str(HERE / "plugins")
+            )
             target.write_text(text, encoding="utf-8")
             target.chmod(0o755 if target.suffix == ".sh" else 0o644)
         (directory / SCHEMA).write_text(schema_text(), encoding="utf-8")

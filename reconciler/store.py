@@ -71,6 +71,7 @@ class Store:
     def __init__(self, path: Path | None) -> None:
         """Open, creating what is missing. ``None`` keeps everything in memory (for tests)."""
         self.path = path
+        connection = None
         try:
             if path is not None:
                 path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -81,6 +82,8 @@ class Store:
             connection.execute("PRAGMA synchronous = NORMAL")
             self._migrate()
         except (sqlite3.Error, OSError) as error:
+            if connection is not None:
+                connection.close()
             hint = "name another file with --db, or move this one away"
             raise ConfigurationError(
                 [Problem(f"the database {path} cannot be used: {error}", hint=hint)]

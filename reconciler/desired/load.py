@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from reconciler.desired import explain, references
 from reconciler.desired.between import Between, Entry
 from reconciler.desired.models import ALWAYS_PROTECTED, Header
-from reconciler.desired.places import Document, read, suggestion
+from reconciler.desired.places import Document, pattern_hint, read, suggestion
 from reconciler.inventory import Inventory
 from reconciler.kinds.base import Context, Declaration, FieldError, PolicyFields, Resolved, seconds
 from reconciler.kinds.registry import sections
@@ -204,13 +204,8 @@ class _Loader:
             return self.inventory.match(pattern)
         except LookupError:
             known = [*self.inventory.groups, *self.inventory.nodes]
-            words = [word.lstrip("!&") for word in pattern.replace(":", ",").split(",")]
-            strange = [word for word in words if word not in known]
             message = f"the pattern {pattern!r} matches no node of {self.inventory.path}"
-            hint = (
-                suggestion(strange[0], known) if strange else "these groups and nodes exist, but none is left"
-            )
-            self.problems.append(entry.problem(("nodes",), message, hint))
+            self.problems.append(entry.problem(("nodes",), message, pattern_hint(pattern, known)))
             return ()
 
     def _validated(
@@ -234,7 +229,8 @@ class _Loader:
             fields = self._without_ignored(declaration, resolved)
         except FieldError as error:
             problem = entry.problem(error.path, str(error), error.hint)
-            self.problems.append(explain.without_value(problem) if secret else problem)
+            hidden = secret or declaration.secret
+            self.problems.append(explain.without_value(problem) if hidden else problem)
             return
         rid = ResourceId(node, declaration.KIND, declaration.name)
         yield Resource(
@@ -245,7 +241,7 @@ class _Loader:
             policy=self._policy(declaration, node),
             paths_written=resolved.paths_written,
             paths_read=resolved.paths_read,
-            secret=secret,
+            secret=secret or declaration.secret,
             declared_at=entry.document.mark(entry.path),
             digest=_digest(resolved),
         )

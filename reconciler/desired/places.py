@@ -223,3 +223,10 @@ def suggestion(word: str, known: Iterator[str] | list[str] | tuple[str, ...]) ->
         return f"did you mean {near[0]!r}?"
     shown = ", ".join(choices[:12]) + (", …" if len(choices) > 12 else "")  # noqa: PLR2004
     return f"known here: {shown}" if choices else ""
+
+
+def pattern_hint(pattern: str, known: list[str]) -> str:
+    """A suggestion for the first part of a host pattern that names neither a group nor a node."""
+    words = [word.lstrip("!&") for word in pattern.replace(":", ",").split(",")]
+    strange = [word for word in words if word not in known]
+    return suggestion(strange[0], known) if strange else "these groups and nodes exist, but none is left"

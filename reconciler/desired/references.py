@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from reconciler.desired.places import Path_, suggestion
-from reconciler.inventory import BrokenVariable
+from reconciler.inventory import BrokenVariable, holds_vaulted
 
 KEYS = {
     "$var": "a variable of the node, from the inventory",
+    "$secret": "the same, where the variable is a secret",
     "$env": "a secret from the controller's environment",
     "$file": "a secret from a file on the controller, less one newline at its end",
 }
@@ -68,6 +69,8 @@ class Resolver:
         if key == "$var":
             return self._variable(name, path)
         self.secret = True
+        if key == "$secret":
+            return self._variable(name, path)
         return self._environment(name, path) if key == "$env" else self._file(name, path)
 
     def _variable(self, name: str, path: Path_) -> Any:
@@ -78,6 +81,7 @@ class Resolver:
                 message = f"the node {self.node} has no variable {name!r}"
                 return self._problem(path, message, suggestion(name, known))
             value = value[part]
+        self.secret |= holds_vaulted(value)
         if isinstance(value, BrokenVariable):
             return self._problem(path, str(value), "")
         return value

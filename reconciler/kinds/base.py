@@ -133,6 +133,9 @@ class Declaration(PolicyFields):
     allow_become: bool = Field(default=False, examples=[True])
     """Let the role use privilege escalation (Ansible's become) for this resource."""
 
+    secret: bool = Field(default=False, examples=[True])
+    """Show none of its values anywhere; so it is anyway where it refers to $secret, $env, $file or vaulted values."""
+
     def resolve(self, context: Context) -> Resolved:
         """Everything about this declaration that one node needs. Raises FieldError."""
         raise NotImplementedError

@@ -47,71 +47,94 @@ def probe(modules, request, connection):
     return answer
 
 
-def take_step(lib, modules, request):
-    """Back up, apply or roll back one resource, under the node's lock and after its guards."""
-    steps, probe_module = modules["steps"], modules["probe"]
-    steps.probe = probe_module
-    resource, attempt, step = request["resource"], request["attempt"], request["step"]
-    kind, name = request["kind"], resource["name"]
-    for path in steps.paths(resource):
-        lib.refuse_protected(path, request.get("protected") or ())
-    if request["check"]:
-        changes = lib.pending(probe_module, resource)
-        shown = difference(steps, request) if changes else []
-        if step == "apply" and not changes:
-            refuse_what_only_people_can_do(lib, probe_module, resource)
-        return {"changed": bool(changes) and step != "backup", "changes": changes, "difference": shown}
-    with lib.node_lock(request.get("lock_timeout", 30)):
-        if step == "backup":
-            return back_up(lib, steps, probe_module, request)
-        record = lib.read_journal(kind, name, attempt)
-        if step == "rollback":
-            if record is None:
-                return {"changed": False, "detail": "nothing was saved, so nothing was changed"}
-            detail = steps.rollback(resource, record["saved"])
-            lib.write_journal(kind, name, attempt, "rolled back", record["saved"])
-            return {"changed": True, "detail": detail or ""}
-        changes = lib.pending(probe_module, resource)
+class Step:
+    """One step with one resource: under the node's lock, after its guards, journalled before it is taken."""
+
+    def __init__(self, lib, modules, request):
+        self.lib, self.writing = lib, modules["writing"]
+        self.steps, self.probe = modules["steps"], modules["probe"]
+        self.writing.lib = lib
+        self.steps.writing, self.steps.probe = self.writing, self.probe
+        self.request, self.resource = request, request["resource"]
+        self.journal = (request["kind"], self.resource["name"], request["attempt"])
+
+    def take(self):
+        """The result of the step. Raises Refused or CommandFailed with a reason for a person."""
+        for path in self.steps.paths(self.resource):
+            self.writing.refuse_protected(path, self.request.get("protected") or ())
+        if self.request["check"]:
+            return self.foretell()
+        with self.writing.node_lock(self.request.get("lock_timeout", 30)):
+            return {"backup": self.back_up, "apply": self.apply, "rollback": self.roll_back}[
+                self.request["step"]
+            ]()
+
+    def foretell(self):
+        """What the step would change."""
+        applies = self.request["step"] == "apply"
+        changes = self.lib.pending(self.probe, self.resource)
+        if applies and not changes:
+            self.refuse_what_only_people_can_do()
+        shown = self.difference() if changes else []
+        return {"changed": bool(changes) and applies, "changes": changes, "difference": shown}
+
+    def back_up(self):
+        """Save what the next step will overwrite; nothing is overwritten before every copy's place is on record."""
+        if self.writing.read_journal(*self.journal) is not None:
+            return {"changed": False, "detail": "already saved by this attempt"}
+        changes = self.lib.pending(self.probe, self.resource)
         if not changes:
-            refuse_what_only_people_can_do(lib, probe_module, resource)
             return {"changed": False, "changes": []}
+        self.writing.prune_journal(self.request.get("keep_days", 7))
+        saved = self.steps.backup(self.resource, self.request["attempt"])
+        self.note("backed up", saved)
+        return {"changed": False, "saved": self.writing.backups_in(saved), "changes": changes}
+
+    def apply(self):
+        """Make the changes that are still due."""
+        changes = self.lib.pending(self.probe, self.resource)
+        if not changes:
+            self.refuse_what_only_people_can_do()
+            return {"changed": False, "changes": []}
+        record = self.writing.read_journal(*self.journal)
         if record is None:
-            raise lib.Refused("nothing was backed up for attempt %s; nothing is changed without" % attempt)
-        shown = difference(steps, request)
-        lib.write_journal(kind, name, attempt, "applying", record["saved"])
-        detail = steps.apply(resource, record["saved"])
-        lib.write_journal(kind, name, attempt, "applied", record["saved"])
-        refuse_what_only_people_can_do(lib, probe_module, resource)
+            raise self.lib.Refused(
+                "nothing was backed up for attempt %s; nothing is changed without" % self.journal[2]
+            )
+        shown = self.difference()
+        self.note("applying", record["saved"])
+        detail = self.steps.apply(self.resource, record["saved"])
+        self.note("applied", record["saved"])
+        self.refuse_what_only_people_can_do()
         return {"changed": True, "detail": detail or "", "changes": changes, "difference": shown}
 
+    def roll_back(self):
+        """Put back what this attempt saved."""
+        record = self.writing.read_journal(*self.journal)
+        if record is None:
+            return {"changed": False, "detail": "nothing was saved, so nothing was changed"}
+        detail = self.steps.rollback(self.resource, record["saved"])
+        self.note("rolled back", record["saved"])
+        return {"changed": True, "detail": detail or ""}
 
-def difference(steps, request):
-    """Texts before and after, where they were asked for and the kind manages text."""
-    wanted = request.get("diff") and request["step"] == "apply" and hasattr(steps, "difference")
-    return steps.difference(request["resource"]) if wanted else []
+    def note(self, state, saved):
+        """How far this attempt came, on disk before this returns."""
+        self.writing.write_journal(*(self.journal + (state, saved)))
 
+    def difference(self):
+        """Texts before and after, where they were asked for and the kind manages text."""
+        wanted = (
+            self.request.get("diff") and self.request["step"] == "apply" and hasattr(self.steps, "difference")
+        )
+        return self.steps.difference(self.resource) if wanted else []
 
-def refuse_what_only_people_can_do(lib, probe_module, resource):
-    """A step that leaves a reported difference behind has not brought the resource into its declared state."""
-    left = [change for change in lib.differences(probe_module, resource) if not change.get("fixable", True)]
-    if left:
-        what = "; ".join("%s is %s (%s)" % (c["field"], c["observed"], c.get("note", "")) for c in left)
-        raise lib.Refused("only a person can put this right: " + what)
-
-
-def back_up(lib, steps, probe_module, request):
-    """Save what the next step will overwrite; nothing is overwritten before every copy's place is on record."""
-    kind, resource, attempt = request["kind"], request["resource"], request["attempt"]
-    name = resource["name"]
-    if lib.read_journal(kind, name, attempt) is not None:
-        return {"changed": False, "detail": "already saved by this attempt"}
-    changes = lib.pending(probe_module, resource)
-    if not changes:
-        return {"changed": False, "changes": []}
-    lib.prune_journal(request.get("keep_days", 7))
-    saved = steps.backup(resource, attempt)
-    lib.write_journal(kind, name, attempt, "backed up", saved)
-    return {"changed": False, "saved": lib.backups_in(saved), "changes": changes}
+    def refuse_what_only_people_can_do(self):
+        """A step that leaves a reported difference behind has not brought the resource into its declared state."""
+        found = self.lib.differences(self.probe, self.resource)
+        left = [change for change in found if not change.get("fixable", True)]
+        if left:
+            what = "; ".join("%s is %s (%s)" % (c["field"], c["observed"], c.get("note", "")) for c in left)
+            raise self.lib.Refused("only a person can put this right: " + what)
 
 
 def main(lib, sources, request, connection):
@@ -129,7 +152,7 @@ def main(lib, sources, request, connection):
             broken[name] = "%s: %s" % (type(error).__name__, error)
     if "step" in request:
         try:
-            answer["result"] = take_step(lib, modules, request)
+            answer["result"] = Step(lib, modules, request).take()
         except (lib.Refused, lib.CommandFailed) as error:
             answer["failed"] = str(error)
         except Exception as error:

@@ -101,7 +101,9 @@ def run(
         "playbook": str(playbook(name)),
         "inventory": str(settings.inventory.resolve()),
         "limit": f"@{limit}",
-        "extravars": {"reconciler_requests": str(workspace.requests), "reconciler_become": become},
+        "extravars": {"reconciler_requests": str(workspace.requests)},
+        # For tasks that do not say otherwise themselves.
+        "cmdline": "--become" if become else "",
         "envvars": _environment(settings, len(nodes)),
         "settings": {
             "job_timeout": int(settings.timeout),
@@ -176,8 +178,9 @@ def _child(specification: Mapping[str, Any], timeout: float) -> Iterator[dict[st
     try:
         assert process.stdin  # noqa: S101 - for the type checker
         # It stays open: the child ends Ansible when it closes, which a killed controller does too.
-        process.stdin.write(json.dumps(specification).encode() + b"\n")
-        process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # it died at once; how, its exit status and last words say
+            process.stdin.write(json.dumps(specification).encode() + b"\n")
+            process.stdin.flush()
         yield from _lines(process, time.monotonic() + timeout)
     finally:
         _end_session(process)
@@ -201,11 +204,19 @@ def _lines(process: subprocess.Popen[bytes], deadline: float) -> Iterator[dict[s
                     selector.unregister(key.fileobj)
                 buffers[key.fileobj] += chunk  # type: ignore[index]
             *lines, buffers[out] = buffers[out].split(b"\n")
-            yield from (json.loads(line) for line in lines)
+            yield from map(_read, lines)
     if process.wait() != 0:
         raise RunError(
             f"Ansible's process ended badly: {buffers[err].decode(errors='replace').strip()[-800:]}"
         )
+
+
+def _read(line: bytes) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(line)
+    except ValueError:
+        raise RunError(f"Ansible's process printed what is no result: {line[:200]!r}") from None
+    return found
 
 
 def _end_session(process: subprocess.Popen[bytes]) -> None:
@@ -217,6 +228,9 @@ def _end_session(process: subprocess.Popen[bytes]) -> None:
             os.killpg(process.pid, number)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(timeout=grace)
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)  # what outlived the child itself
     for stream in (process.stdin, process.stdout, process.stderr):
-        if stream:
-            stream.close()
+        with contextlib.suppress(BrokenPipeError):
+            if stream:
+                stream.close()

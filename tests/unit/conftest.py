@@ -12,10 +12,11 @@ from hypothesis import HealthCheck, settings
 from reconciler.store import Store
 from tests.unit.support import Fleet
 
-settings.register_profile(
-    "quick", max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)
-settings.load_profile("quick")
+# The gate gives the same answer for the same tree; HYPOTHESIS_PROFILE=deep goes looking for what is new.
+_common = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("quick", _common, max_examples=35, derandomize=True)
+settings.register_profile("deep", _common, max_examples=2000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from reconciler.desired.load import load
@@ -95,7 +95,6 @@ def test_any_text(inventory: Inventory, content: str) -> None:
     outcome(b"tools: [{name: t, nodes: all, command: " + json.dumps(content).encode() + b"}]", inventory)
 
 
-@settings(max_examples=60)
 @given(section=st.sampled_from(sorted(schema()["properties"])), data=values)
 def test_any_structure_under_a_known_section(inventory: Inventory, section: str, data: Any) -> None:
     """Right sections, wrong everything else."""
@@ -128,7 +127,6 @@ def test_every_section_is_mutated() -> None:
     assert set(ENTRIES) == set(schema()["properties"]) - header
 
 
-@settings(max_examples=50)
 @given(section=st.sampled_from(sorted(ENTRIES)), data=st.data())
 def test_any_change_to_a_valid_entry(inventory: Inventory, section: str, data: st.DataObject) -> None:
     """One field of a valid entry becomes anything; one more key appears; the entry is nested elsewhere."""

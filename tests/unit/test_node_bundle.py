@@ -28,7 +28,7 @@ def runs(python: str) -> bool:
 
 
 def old_pythons() -> list[str]:
-    """Interpreters between 3.6 and 3.8 on this machine."""
+    """Interpreters between 3.6 and 3.8 on this machine, the oldest first."""
     found = [shutil.which(f"python3.{minor}") for minor in (6, 7, 8)]
     found += [
         str(path) for path in sorted(Path("~/.pyenv/versions").expanduser().glob("3.[678].*/bin/python"))
@@ -37,7 +37,7 @@ def old_pythons() -> list[str]:
 
 
 # Where a machine has no old interpreter, its own stands in: the syntax is checked for 3.6 elsewhere.
-PYTHONS = list(dict.fromkeys([sys.executable, *old_pythons()]))
+PYTHONS = [sys.executable, *old_pythons()[:1]]
 
 
 def probes(tmp_path: Path, *sources: str, timeout: float = 10.0) -> list[dict[str, Any]]:

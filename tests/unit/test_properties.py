@@ -8,7 +8,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
@@ -218,7 +218,6 @@ def ranges(draw: st.DrawFn) -> str:
     return ",".join(bounds)
 
 
-@settings(max_examples=600)
 @given(versions, ranges())
 def test_ranges_mean_what_they_mean_to_packaging(version: str, wanted: str) -> None:
     """On the controller and on nodes, which have no packaging library."""
@@ -226,7 +225,6 @@ def test_ranges_mean_what_they_mean_to_packaging(version: str, wanted: str) -> N
     assert probe.satisfies(version, wanted) == SpecifierSet(wanted).contains(version, prereleases=True)
 
 
-@settings(max_examples=300)
 @given(versions, versions)
 def test_versions_sort_as_in_packaging(first: str, second: str) -> None:
     """Numbers as numbers, a pre-release before its release."""

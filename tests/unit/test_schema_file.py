@@ -42,7 +42,7 @@ def test_every_field_has_a_description_and_simple_ones_an_example() -> None:
             and definition.get("title") not in ("Desired state of a fleet", "Defaults")
         )
     ]
-    allowed = {"None.$env", "None.$file", "None.$var"}
+    allowed = {"None.$env", "None.$file", "None.$secret", "None.$var"}
     nested = {
         "Tool.install",
         "Tool.suspend",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import posixpath
 import sqlite3
 from contextlib import closing
+from functools import cache
 from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Field
@@ -114,6 +115,7 @@ def _columns(database: sqlite3.Connection, table: str) -> list[str]:
     return [row[1] for row in database.execute(f'PRAGMA table_info("{table}")')]
 
 
+@cache
 def _refusal(column: str, declared: str) -> str:
     """Why SQLite cannot add this column to a table that has rows; empty if it can. SQLite itself is asked."""
     with closing(sqlite3.connect(":memory:")) as database:

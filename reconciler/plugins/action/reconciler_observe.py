@@ -1,8 +1,8 @@
 """Ask one node for the facts of everything declared on it: one round trip, one prepared script.
 
-The controller wrote ``REQUESTS/NODE.json`` (mode 0600) with one script per privilege; a node whose
-resources all need the same privilege costs one round trip. Never fails and never marks a host
-unreachable: what could not be learnt is part of the answer.
+The controller wrote ``NODE.json`` (mode 0600) into the directory that the variable ``reconciler_requests``
+names, with one script per privilege; a node whose resources all need the same privilege costs one round
+trip. Never fails and never marks a host unreachable: what could not be learnt is part of the answer.
 """
 
 from __future__ import annotations
@@ -20,16 +20,18 @@ from reconciler.plugins import transport
 
 
 class ActionModule(ActionBase):  # type: ignore[misc]
-    """``reconciler_observe: {requests: DIRECTORY}``."""
+    """``reconciler_observe:`` without arguments, which would be templated once per node."""
 
     _supports_check_mode = True
     _requires_connection = True
+    _VALID_ARGS: frozenset[str] = frozenset()
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Answer ``{reconciler: {batches: [{answer | error, connection, seconds}]}}``."""
         super().run(tmp, task_vars)
-        host = (task_vars or {})["inventory_hostname"]
-        request = json.loads((Path(self._task.args["requests"]) / f"{host}.json").read_text(encoding="utf-8"))
+        known = task_vars or {}
+        path = Path(known["reconciler_requests"]) / f"{known['inventory_hostname']}.json"
+        request = json.loads(path.read_text(encoding="utf-8"))
         return {
             "changed": False,
             "reconciler": {"batches": [self._ask(batch) for batch in request["batches"]]},

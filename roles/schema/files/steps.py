@@ -5,7 +5,7 @@ import os
 import sqlite3
 import time
 
-lib = None  # set by the driver
+lib = writing = None  # set by the driver
 probe = None  # this kind's probe, set by the driver
 
 BUSY_SECONDS = 15
@@ -29,7 +29,7 @@ def backup(resource, attempt):
         _copy(source, copy)
         _check(copy, temporary)
     os.chmod(temporary, os.stat(path).st_mode & 0o777)
-    lib.replace(temporary, target)
+    writing.replace(temporary, target)
     return {"database": path, "backup": target}
 
 

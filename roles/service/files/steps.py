@@ -4,7 +4,7 @@ import base64
 import os
 import time
 
-lib = None  # set by the driver
+lib = writing = None  # set by the driver
 probe = None  # this kind's probe, set by the driver
 
 START_SECONDS = 90
@@ -19,7 +19,7 @@ def difference(resource):
     """The unit file that is there and the declared one."""
     if not resource.get("unit"):
         return []
-    return lib.text_difference(lib.expand(resource["unit_path"]), resource["unit"], resource["body"])
+    return writing.text_difference(lib.expand(resource["unit_path"]), resource["unit"], resource["body"])
 
 
 def backup(resource, attempt):
@@ -28,7 +28,7 @@ def backup(resource, attempt):
     saved = {"state": facts["state"], "enabled": facts["enabled"], "masked": facts["masked"], "created": []}
     if resource.get("unit"):
         path = lib.expand(resource["unit_path"])
-        saved["file"], saved["created"] = lib.save(path, attempt), lib.missing_parents(path)
+        saved["file"], saved["created"] = writing.save(path, attempt), writing.missing_parents(path)
     return saved
 
 
@@ -37,8 +37,8 @@ def apply(resource, _saved):
     before = {change["field"] for change in lib.pending(probe, resource)}
     if "unit" in before:
         path = lib.expand(resource["unit_path"])
-        lib.make_parents(path)
-        lib.write_atomically(path, base64.b64decode(resource["body"]), 0o644)
+        writing.make_parents(path)
+        writing.write_atomically(path, base64.b64decode(resource["body"]), 0o644)
     control = Launchd(resource) if resource["manager"] == "launchd" else Systemd(resource)
     control.reload(unit_changed="unit" in before)
     if "enabled" in before:
@@ -55,7 +55,7 @@ def rollback(resource, saved):
         if resource.get("enabled"):
             control.enable(False)
     if "file" in saved:
-        lib.put_back(saved["file"], saved.get("created", ()))
+        writing.put_back(saved["file"], saved.get("created", ()))
         control.reload(unit_changed=True)
     if saved["state"] == "missing" or saved["masked"]:
         return "removed what was installed"

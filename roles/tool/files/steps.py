@@ -11,7 +11,7 @@ import shutil
 import tarfile
 import zipfile
 
-lib = None  # set by the driver
+lib = writing = None  # set by the driver
 probe = None  # this kind's probe, set by the driver
 
 INSTALL_SECONDS = 900
@@ -42,7 +42,7 @@ def paths(resource):
 
 def backup(resource, attempt):
     """Save the command that is replaced, and for apt the package's present state."""
-    saved = {"link": lib.save(link_path(resource), attempt), "created": [], "payload": None}
+    saved = {"link": writing.save(link_path(resource), attempt), "created": [], "payload": None}
     if resource["install"]["method"] == "apt":
         if os.geteuid() != 0:
             raise lib.Refused("apt needs privilege: set allow_become for this resource")
@@ -50,7 +50,7 @@ def backup(resource, attempt):
         saved["package"] = _package_name(resource["install"]["source"])
     else:
         saved["payload"] = payload_directory(resource, attempt)
-        parents = lib.missing_parents(link_path(resource)) + lib.missing_parents(saved["payload"])
+        parents = writing.missing_parents(link_path(resource)) + writing.missing_parents(saved["payload"])
         saved["created"] = list(dict.fromkeys(parents))
     return saved
 
@@ -60,8 +60,8 @@ def apply(resource, saved):
     method = resource["install"]["method"]
     if method == "apt":
         return _apt_install(resource["install"]["source"])
-    lib.make_parents(link_path(resource))
-    lib.make_parents(saved["payload"])
+    writing.make_parents(link_path(resource))
+    writing.make_parents(saved["payload"])
     if not os.path.isdir(saved["payload"]):
         os.mkdir(saved["payload"], 0o755)
     try:
@@ -71,7 +71,7 @@ def apply(resource, saved):
     except BaseException:
         shutil.rmtree(saved["payload"], ignore_errors=True)
         raise
-    lib.link_atomically(executable, link_path(resource))
+    writing.link_atomically(executable, link_path(resource))
     _drop_old_payloads(saved["payload"])
     return "installed %s by %s" % (executable, method)
 
@@ -90,7 +90,7 @@ def rollback(_resource, saved):
     """Link back what was replaced and remove what this attempt installed."""
     if "packages" in saved:
         return _apt_restore(saved)
-    lib.put_back(saved["link"])
+    writing.put_back(saved["link"])
     shutil.rmtree(saved["payload"], ignore_errors=True)
     for directory in reversed(saved.get("created", ())):
         with contextlib.suppress(OSError):
@@ -168,7 +168,7 @@ def _command_in(payload, resource):
 def _file(resource, saved):
     """The file as declared."""
     executable = os.path.join(saved["payload"], resource["command"])
-    lib.write_atomically(executable, base64.b64decode(resource["install"]["body"]), 0o755)
+    writing.write_atomically(executable, base64.b64decode(resource["install"]["body"]), 0o755)
     return executable
 
 
@@ -233,8 +233,8 @@ def _unpack(name, archive, tree):
 
 def _member(tree, member, command):
     if member:
-        path = os.path.join(tree, member)
-        if not os.path.isfile(path):
+        path = os.path.realpath(os.path.join(tree, member))
+        if not path.startswith(os.path.realpath(tree) + os.sep) or not os.path.isfile(path):
             raise lib.CommandFailed("the archive has no member %s" % member)
         return path
     found = [os.path.join(root, command) for root, _dirs, files in os.walk(tree) if command in files]

@@ -4,7 +4,7 @@ import base64
 import contextlib
 import os
 
-lib = None  # set by the driver
+lib = writing = None  # set by the driver
 probe = None  # this kind's probe, set by the driver
 
 
@@ -15,26 +15,26 @@ def paths(resource):
 
 def difference(resource):
     """The text that is there and the declared one."""
-    return lib.text_difference(lib.expand(resource["dest"]), resource.get("content"), resource["body"])
+    return writing.text_difference(lib.expand(resource["dest"]), resource.get("content"), resource["body"])
 
 
 def backup(resource, attempt):
     """Copy what stands there beside it."""
     dest = lib.expand(resource["dest"])
-    return {"file": lib.save(dest, attempt), "created": lib.missing_parents(dest)}
+    return {"file": writing.save(dest, attempt), "created": writing.missing_parents(dest)}
 
 
 def apply(resource, _saved):
     """Write beside, validate, rename. Nothing under the old name changes until the new file is whole and valid."""
     dest = lib.expand(resource["dest"])
     current = lib.describe(dest, want_text=False)
-    lib.make_parents(dest)
+    writing.make_parents(dest)
     mode = int(resource.get("mode") or current.get("mode") or "0644", 8)
-    temporary = lib.write_beside(dest, _content(resource, dest, current), mode, *_ids(resource, current))
+    temporary = writing.write_beside(dest, _content(resource, dest, current), mode, *_ids(resource, current))
     try:
         if resource.get("validate"):
             lib.must([word.replace("%s", temporary) for word in resource["validate"]], timeout=30)
-        lib.replace(temporary, dest)
+        writing.replace(temporary, dest)
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
@@ -72,5 +72,5 @@ def _ids(resource, current):
 
 def rollback(_resource, saved):
     """Put back what was saved, or remove what had not been there."""
-    lib.put_back(saved["file"], saved.get("created", ()))
+    writing.put_back(saved["file"], saved.get("created", ()))
     return "restored %s" % saved["file"]["path"]

@@ -1,0 +1,249 @@
+"""The door to ansible-runner: environment, private workspace, and a child that dies or hangs."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reconciler import runner
+from reconciler.model import RunError
+from reconciler.runner import Result, Settings, Workspace
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    """An inventory that nobody reads here."""
+    return Settings(tmp_path / "inventory", forks=7)
+
+
+def environment(settings: Settings, nodes: int = 3) -> dict[str, str]:
+    """What Ansible would get."""
+    return runner._environment(settings, nodes)
+
+
+# --- environment ------------------------------------------------------------------------------------
+
+
+def test_what_correctness_needs_is_set(settings: Settings) -> None:
+    """Roles, plugins, and never more forks than nodes."""
+    found = environment(settings)
+    roles = found["ANSIBLE_ROLES_PATH"].split(os.pathsep)
+    assert (Path(roles[0]) / "wrapper" / "tasks" / "main.yml").exists()
+    assert (Path(found["ANSIBLE_ACTION_PLUGINS"]) / "reconciler_step.py").exists()
+    assert found["ANSIBLE_FORKS"] == "3"
+    assert environment(settings, 100)["ANSIBLE_FORKS"] == "7"
+    assert found["ANSIBLE_PIPELINING"] == "True"
+    assert "ControlPersist" in found["ANSIBLE_SSH_ARGS"]
+    assert "ANSIBLE_CONFIG" not in found
+
+
+def test_users_configuration_is_respected(settings: Settings) -> None:
+    """What their ansible.cfg says about connections is not overridden; its roles come after ours."""
+    Path("ansible.cfg").write_text("[ssh_connection]\nssh_args = -F mine\n")
+    found = environment(settings)
+    assert found["ANSIBLE_CONFIG"] == str(Path("ansible.cfg").resolve())
+    assert "ANSIBLE_SSH_ARGS" not in found
+    assert found["ANSIBLE_PIPELINING"] == "True"
+
+
+def test_users_environment_is_respected(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their variables win over our taste, and their roles are found after ours."""
+    monkeypatch.setenv("ANSIBLE_SSH_ARGS", "-F mine")
+    monkeypatch.setenv("ANSIBLE_PIPELINING", "False")
+    monkeypatch.setenv("ANSIBLE_ROLES_PATH", "/srv/roles")
+    found = environment(settings)
+    assert not {"ANSIBLE_SSH_ARGS", "ANSIBLE_PIPELINING"} & set(found)
+    assert found["ANSIBLE_ROLES_PATH"].endswith(f"{os.pathsep}/srv/roles")
+
+
+def test_configuration_is_found_where_ansible_finds_it(
+    settings: Settings, account: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The variable, the working directory, the home."""
+    assert runner.user_configuration() is None
+    (account / ".ansible.cfg").write_text("")
+    assert runner.user_configuration() == account / ".ansible.cfg"
+    Path("ansible.cfg").write_text("")
+    assert runner.user_configuration() == Path("ansible.cfg").resolve()
+    (account / "named.cfg").write_text("")
+    monkeypatch.setenv("ANSIBLE_CONFIG", str(account / "named.cfg"))
+    assert environment(settings)["ANSIBLE_CONFIG"] == str(account / "named.cfg")
+
+
+def test_broken_configuration_is_left_to_ansible_to_complain_about(settings: Settings) -> None:
+    """Ours is not to judge."""
+    Path("ansible.cfg").write_text("no section = here\n")
+    assert "ANSIBLE_PIPELINING" in environment(settings)
+
+
+# --- workspace --------------------------------------------------------------------------------------
+
+
+def mode(path: Path) -> int:
+    """Permissions."""
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_requests_are_private_and_gone_afterwards() -> None:
+    """0700 and 0600, whatever the umask is; removed also when the run fails."""
+    before = os.umask(0)
+    try:
+        with suppress(ZeroDivisionError), Workspace() as workspace:
+            workspace.request("node-1", {"secret": "x"})
+            directory = workspace.directory
+            path = workspace.requests / "node-1.json"
+            assert (mode(directory), mode(workspace.requests), mode(path)) == (0o700, 0o700, 0o600)
+            assert json.loads(path.read_text()) == {"secret": "x"}
+            raise ZeroDivisionError
+    finally:
+        os.umask(before)
+    assert not directory.exists()
+
+
+# --- the child --------------------------------------------------------------------------------------
+
+Fake = Callable[[str], list[Result]]
+
+
+@pytest.fixture
+def fake(tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Fake:
+    """Run a playbook with a child program of our own in place of ansible-runner's."""
+    settings = Settings(settings.inventory, timeout=0.0)
+
+    def run(body: str, timeout: float = 20.0) -> list[Result]:
+        program = tmp_path / "child"
+        program.write_text(f"#!{PYTHON}\nimport json, os, signal, subprocess, sys, time\n{body}\n")
+        program.chmod(0o755)
+        monkeypatch.setattr(runner.sys, "executable", str(program))  # type: ignore[attr-defined]
+        results: list[Result] = []
+        with Workspace() as workspace:
+            found = Settings(settings.inventory, timeout=timeout - 30)
+            runner.run("observe.yml", ["node-1"], workspace, found, results.append)
+        return results
+
+    return run
+
+
+PYTHON = sys.executable
+LINE = '{"node": "node-1", "status": "ok", "data": {"x": 1}}'
+
+
+def test_results_arrive_as_they_are_printed(fake: Fake) -> None:
+    """One line each."""
+    assert fake(f"print('{LINE}')\nprint('{LINE}')") == [Result("node-1", "ok", {"x": 1})] * 2
+
+
+def test_specification_reaches_the_child_on_its_standard_input(fake: Fake, tmp_path: Path) -> None:
+    """Never on the command line; desired values are not in it at all."""
+    fake(f"open('{tmp_path}/spec', 'w').write(json.dumps([sys.argv[1:], json.loads(sys.stdin.readline())]))")
+    argv, found = json.loads((tmp_path / "spec").read_text())
+    assert argv == ["-m", "reconciler.runner.child"]
+    assert found["playbook"].endswith("playbooks/observe.yml")
+    assert found["limit"].startswith("@")
+    assert set(found["extravars"]) == {"reconciler_requests"}
+    assert found["settings"]["suppress_env_files"] is True
+    assert "rotate_artifacts" not in found
+
+
+def test_private_variables_stay_out_of_the_child(
+    fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That process runs other people's plugins and writes its environment to a file."""
+    private = [
+        "OPENAI_API_KEY",
+        "SIDECAR_TOKEN",
+        "RECONCILER_DB",
+        "ANTHROPIC_API_KEY",
+        "ANTHROPIC_BASE_URL",
+        "X_API_KEY",
+    ]
+    for name in [*private, "HARMLESS"]:
+        monkeypatch.setenv(name, "value")
+    fake(f"open('{tmp_path}/env', 'w').write(json.dumps(dict(os.environ)))")
+    found = json.loads((tmp_path / "env").read_text())
+    assert not set(private) & set(found)
+    assert found["HARMLESS"] == "value"
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ("sys.stderr.write('no such module'); sys.exit(3)", "no such module"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", "ended badly"),
+        ("os.close(0); sys.exit(5)", "ended badly"),
+        ('print(\'{"error": "timeout (exit 254): too slow"}\')', "observe.yml: timeout"),
+        ("print('not json')", "no result: b'not json'"),
+    ],
+)
+def test_child_that_fails_becomes_a_run_error(fake: Fake, body: str, reason: str) -> None:
+    """With what it printed."""
+    with pytest.raises(RunError, match=reason):
+        fake(body)
+
+
+def test_results_before_a_bad_end_are_not_lost(fake: Fake, tmp_path: Path) -> None:
+    """They were handed on when they arrived; the end is an error all the same."""
+    seen: list[Any] = []
+    with pytest.raises(RunError):
+        seen += fake(f"print('{LINE}', flush=True); sys.exit(1)")
+    assert tmp_path.exists()
+
+
+def is_gone(pid: int) -> bool:
+    """Whether a process ended (a zombie that nobody waits for counts as ended)."""
+    for _ in range(100):
+        state = subprocess.run(
+            ["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False
+        )
+        if state.stdout.strip()[:1] in ("", "Z"):
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_child_that_hangs_is_ended_with_everything_it_started(fake: Fake, tmp_path: Path) -> None:
+    """Also where it does not listen to SIGTERM."""
+    body = (
+        "signal.signal(signal.SIGTERM, lambda *_: os._exit(1))\n"
+        "child = subprocess.Popen(['sleep', '61'])\n"
+        f"open('{tmp_path}/pids', 'w').write(f'{{os.getpid()}} {{child.pid}}')\n"
+        "time.sleep(60)"
+    )
+    with pytest.raises(RunError, match="did not end in time"):
+        fake(body, timeout=1.0)
+    assert all(is_gone(int(pid)) for pid in (tmp_path / "pids").read_text().split())
+
+
+def test_what_outlives_the_child_is_ended_too(fake: Fake, tmp_path: Path) -> None:
+    """A worker that was left behind must not go on changing nodes."""
+    body = (
+        "child = subprocess.Popen(['sleep', '62'], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)\n"
+        f"open('{tmp_path}/pid', 'w').write(str(child.pid))\n"
+        "sys.exit(1)"
+    )
+    with pytest.raises(RunError):
+        fake(body)
+    assert is_gone(int((tmp_path / "pid").read_text()))
+
+
+def test_exception_in_a_handler_ends_the_child(
+    fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever happens on this side, nothing runs on unwatched."""
+    monkeypatch.setattr(runner, "Result", lambda *_given: 1 / 0)
+    body = f"open('{tmp_path}/pid', 'w').write(str(os.getpid()))\nprint('{LINE}', flush=True)\ntime.sleep(60)"
+    with pytest.raises(ZeroDivisionError):
+        fake(body)
+    assert is_gone(int((tmp_path / "pid").read_text()))
+    assert signal.getsignal(signal.SIGINT) is not None
