@@ -51,6 +51,7 @@ class Runtime:
         self._states: dict[str, dict[str, Any]] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._flushing = asyncio.Lock()
+        self._flush_task: asyncio.Future[None] | None = None
         self._key_stamp = 0
         self.db_error = ""
         self.last_backup = ""
@@ -173,7 +174,15 @@ class Runtime:
                 log.error("background work failed", work=work.__name__, error=str(error))  # noqa: TRY400 - expected kinds; the text says it
 
     async def flush(self) -> None:
-        """Write what has been booked since the last time."""
+        """Write what has been booked since the last time.
+
+        Shielded: a batch that was taken is written even when whoever asked for it is
+        cancelled (the timer at shutdown, an admin who leaves); otherwise it would be lost.
+        """
+        self._flush_task = asyncio.ensure_future(self._flush())
+        await asyncio.shield(self._flush_task)
+
+    async def _flush(self) -> None:
         async with self._flushing:
             taken, news, spent = self.ledger.take(), self._news, self._spent
             self._news, self._spent = [], {}

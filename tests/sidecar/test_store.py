@@ -16,6 +16,8 @@ from sidecar.fake import Script, Seen, chat_stream, default_script
 from sidecar.migrations import STEPS, migrate
 from sidecar.model import Usage
 from sidecar.records import Key, Ledger
+from sidecar.runtime import Runtime
+from sidecar.settings import Settings
 from sidecar.store import Store, StoreError, write_books
 from tests.sidecar.harness import CHAT, Providers, SidecarProcess, backend, wait_for
 
@@ -99,6 +101,25 @@ def test_a_write_that_fails_is_kept_for_the_next() -> None:
     ledger.put_back(taken)
     row = ledger.take()[key]
     assert (row.requests, row.errors, row.prompt, row.cost, row.ttft_count) == (2, 1, 2, 1.0, 1)
+
+
+def test_a_batch_is_written_although_its_flush_is_cancelled(tmp_path: Path) -> None:
+    async def run() -> None:
+        settings = Settings(db_path=tmp_path / "a.db", backup_dir=tmp_path / "b", admin_token="x")
+        runtime = Runtime(settings)
+        key = Key(3600, "a", "m", "c", "primary")
+        runtime.ledger.add(key, Usage(1, 2), cost=0.5, latency_ms=3, ttft_ms=None, error=False)
+        busy = asyncio.create_task(runtime.store.run(lambda _db: time.sleep(0.2)))
+        await asyncio.sleep(0.05)
+        flush = asyncio.create_task(runtime.flush())
+        await asyncio.sleep(0.05)
+        flush.cancel()
+        await asyncio.gather(flush, busy, return_exceptions=True)
+        await runtime.stop()
+        with closing(sqlite3.connect(tmp_path / "a.db")) as db:
+            assert db.execute("SELECT request_count FROM backend_usage_logs").fetchone()[0] == 1
+
+    asyncio.run(run())
 
 
 def test_books_add_up_over_batches(tmp_path: Path) -> None:
