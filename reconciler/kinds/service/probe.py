@@ -6,7 +6,7 @@ import subprocess
 import time
 
 lib = None  # set by the driver
-_ANSWERS = {}  # what prepare() was told, by scope and unit, for the one request that this process answers
+# What prepare() was told, by scope and unit, for the one request that this process answers
 
 COMPARED = ("unit", "enabled", "state", "fresh")
 PROPERTIES = (
