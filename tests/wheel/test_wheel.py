@@ -76,3 +76,11 @@ def test_plain_ansible_finds_the_same_state_as_desired(installed: Path, tmp_path
     again = call(installed / "ansible-playbook", site, "--check", cwd=tmp_path, **env)
     assert "changed=0" in again.stdout
     call(installed / "reconcile", "--check", cwd=tmp_path, **env)
+
+
+def test_the_sidecar_says_what_it_needs_where_only_the_reconciler_is_installed(
+    installed: Path, tmp_path: Path
+) -> None:
+    done = call(installed / "sidecar", cwd=tmp_path, code=1)
+    assert "pip install 'fleet-reconciler[sidecar]'" in done.stderr
+    assert "Traceback" not in done.stderr
