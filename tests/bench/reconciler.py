@@ -6,6 +6,7 @@ and bare ssh through open control sockets with the very scripts of a pass, which
 
 import argparse
 import hashlib
+import importlib.util
 import json
 import os
 import shutil
@@ -169,6 +170,9 @@ def run_from_command_line(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     counts = sorted(int(word) for word in options.nodes.split(","))
     allow_many_files()
+    pyinfra = importlib.util.find_spec("pyinfra") is not None
+    if not pyinfra:
+        print("without pyinfra, which is not installed: pip install -e .[bench]", file=sys.stderr)
     shutil.rmtree(options.directory / "desired_state", ignore_errors=True)
     fleet = BenchFleet(options.directory)
     try:
@@ -181,7 +185,7 @@ def run_from_command_line(arguments: Sequence[str]) -> int:
         costs = {}
         for count in counts:
             ansible = count == counts[0] or not options.quick
-            costs[count] = Bench(fleet, meter).over(count, with_ansible=ansible, with_pyinfra=True)
+            costs[count] = Bench(fleet, meter).over(count, with_ansible=ansible, with_pyinfra=pyinfra)
             print(table(count, costs[count]), flush=True)
     finally:
         meter.close()
