@@ -1,25 +1,19 @@
-"""`python -m tests.bench NAME [OPTIONS]`: measure one part of the product on this machine."""
+"""`python -m tests.bench [NAME] [OPTIONS]`: measure one part of the product on this machine (default: reconciler)."""
 
-import importlib
+import runpy
 import sys
-from pathlib import Path
 
-# Modules beside this one that can be run by name.
-NAMES = sorted(
-    path.stem
-    for path in Path(__file__).parent.glob("*.py")
-    if "def run_from_command_line" in path.read_text()
-)
+NAMES = ("reconciler", "sidecar")
 
 
-def main() -> int:
-    """Run the benchmark that the first argument names."""
-    if len(sys.argv) < 2 or sys.argv[1] not in NAMES:
-        print(f"usage: python -m tests.bench {{{','.join(NAMES)}}} [--help]", file=sys.stderr)
-        return 2
-    module = importlib.import_module(f"tests.bench.{sys.argv[1]}")
-    return int(module.run_from_command_line(sys.argv[2:]))
+def main() -> None:
+    """Run the benchmark that the first argument names, with the others."""
+    named = len(sys.argv) > 1 and not sys.argv[1].startswith("-")
+    name = sys.argv.pop(1) if named else NAMES[0]
+    if name not in NAMES:
+        sys.exit(f"usage: python -m tests.bench [{'|'.join(NAMES)}] [--help]")
+    runpy.run_module(f"tests.bench.{name}", run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -160,14 +160,14 @@ def targets(costs: dict[int, dict[str, Cost]]) -> list[Target]:
     return found
 
 
-def run_from_command_line(arguments: Sequence[str]) -> int:
+def main() -> int:
     """Measure, print, and return 1 where a target is missed."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench reconciler", description=__doc__)
     parser.add_argument("--nodes", default="5,20,100", help="numbers of nodes (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="ansible-playbook on the smallest fleet only")
     parser.add_argument("--directory", type=Path, default=Path("/var/tmp/reconciler-bench"))
     parser.add_argument("--json", type=Path, help="write the figures there too")
-    options = parser.parse_args(arguments)
+    options = parser.parse_args()
     counts = sorted(int(word) for word in options.nodes.split(","))
     allow_many_files()
     pyinfra = importlib.util.find_spec("pyinfra") is not None
@@ -206,3 +206,7 @@ def report(wanted: Sequence[Target]) -> int:
         verdict = "kept" if target.kept else "MISSED"
         print(f"{target.what:60}{target.measured:8.2f} {sign} {target.bound:6.2f}  {verdict}")
     return 0 if all(target.kept for target in wanted) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
