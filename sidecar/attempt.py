@@ -188,7 +188,7 @@ class Attempt:
     def _left(self) -> None:
         """The request leaves now: it counts from here, and the wait for headers begins."""
         self.sent = True
-        self.grant.lane.starts.sent(self.grant.start, self.proxy.clock.now())
+        self.grant.lane.sent(self.grant, self.proxy.clock.now())
         self._until("response headers", self.backend.timeout_seconds)
 
     def _until(self, phase: str, seconds: float) -> None:

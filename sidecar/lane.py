@@ -131,6 +131,12 @@ class Lane:
         self.count.in_flight += 1
         return Grant(self, now, start, reservation, lane_start, probe, self.generation)
 
+    def sent(self, grant: Grant, now: float) -> None:
+        """The request leaves now: the windows count it from here."""
+        self.starts.sent(grant.start, now)
+        if grant.emergency is not None:
+            self.emergency.sent(grant.emergency, now)
+
     def give_back(self, grant: Grant, now: float) -> None:
         """The request was never sent."""
         self.starts.give_back(grant.start)

@@ -12,7 +12,6 @@ WINDOW_SECONDS = 60.0
 # A provider counts arrivals, we count departures. The difference is the time on the
 # wire, which this margin absorbs; opening a connection is handled by `sent`.
 WIRE_MARGIN_SECONDS = 0.1
-_RESTAMP_FROM_SECONDS = 0.02
 
 
 class Start:
@@ -25,47 +24,44 @@ class Start:
 
 
 class StartWindow:
-    """Never more than `limit` starts in any `period` seconds, with no other cap on bursts."""
+    """Never more than `limit` starts in any `period` seconds, with no other cap on bursts.
 
-    __slots__ = ("_starts", "limit", "period")
+    A start that was taken but has not left yet (its connection is being opened) holds its
+    place however long that takes, and is counted from when it leaves.
+    """
+
+    __slots__ = ("_sent", "_taken", "limit", "period")
 
     def __init__(self, limit: int, period: float = WINDOW_SECONDS) -> None:
         self.limit = limit
         self.period = period
-        self._starts: deque[Start] = deque()
+        self._sent: deque[Start] = deque()
+        self._taken: set[Start] = set()
 
     def used(self, now: float) -> int:
-        """Starts still inside the window."""
-        starts, edge = self._starts, now - self.period
-        while starts and starts[0].at <= edge:
-            starts.popleft()
-        return len(starts)
+        """Starts still inside the window, and those that have not left yet."""
+        sent, edge = self._sent, now - self.period
+        while sent and sent[0].at <= edge:
+            sent.popleft()
+        return len(sent) + len(self._taken)
 
     def take(self, now: float) -> Start | None:
         """A start, or None when the window is full."""
         if self.used(now) >= self.limit:
             return None
         start = Start(now)
-        self._starts.append(start)
+        self._taken.add(start)
         return start
 
     def sent(self, start: Start, now: float) -> None:
-        """The request left only now (a connection had to be opened): count it from here."""
-        if now - start.at < _RESTAMP_FROM_SECONDS:
-            return
-        try:
-            self._starts.remove(start)
-        except ValueError:
-            self.used(now)
+        """The request leaves now: count it from here."""
+        self._taken.discard(start)
         start.at = now
-        self._starts.append(start)
+        self._sent.append(start)
 
     def give_back(self, start: Start) -> None:
         """The request was never sent."""
-        try:
-            self._starts.remove(start)
-        except ValueError:
-            return
+        self._taken.discard(start)
 
     def free_at(self, now: float, ahead: int = 0) -> float:
         """When a start becomes free for one who has `ahead` others before him (seconds, epoch)."""
@@ -74,18 +70,18 @@ class StartWindow:
             return now
         rounds, index = divmod(ahead - max(0, free), self.limit)
         index += max(0, -free)
-        if index >= len(self._starts):
+        if index >= len(self._sent):
             return now + (rounds + 1) * self.period
-        return self._starts[index].at + (rounds + 1) * self.period
+        return self._sent[index].at + (rounds + 1) * self.period
 
     def stamps(self, now: float) -> list[float]:
         """The starts inside the window, for keeping them across a restart."""
         self.used(now)
-        return [start.at for start in self._starts]
+        return [start.at for start in (*self._sent, *self._taken)]
 
     def restore(self, stamps: list[float]) -> None:
         """Take over the starts of an earlier process."""
-        self._starts = deque(Start(at) for at in sorted(stamps))
+        self._sent = deque(Start(at) for at in sorted(stamps))
 
 
 class Reservation:

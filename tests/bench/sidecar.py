@@ -356,6 +356,8 @@ def main() -> None:
     if options.provide:
         asyncio.run(provide())
         return
+    # Ended from outside, what was started here must end too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     seconds = 1.5 if options.quick else 6.0
     peers = [name for name in options.peer or ["portkey"] if name != "none"]
     rows: dict[tuple[str, bool, int], Row] = {}

@@ -26,6 +26,11 @@ def one(name: str, **fields: Any) -> Backend:
     return Backend(id=name, name=name, api_base_url="http://127.0.0.1/v1", **fields)
 
 
+def spend(fleet: Fleet, name: str) -> None:
+    """Use up one start of a backend."""
+    fleet.lanes[name].starts.restore([*fleet.lanes[name].starts.stamps(fleet.clock.now()), fleet.clock.now()])
+
+
 def order(fleet: Fleet, query: Query = GPT) -> list[str]:
     return [lane.backend.id for lane in fleet.look(query).order]
 
@@ -36,7 +41,7 @@ def test_primary_before_fallback_then_priority_then_least_used() -> None:
         clock, one("f", pool=Pool.FALLBACK), one("b", priority=1), one("a", priority=1), one("z", priority=0)
     )
     assert order(fleet) == ["z", "a", "b", "f"]
-    fleet.lanes["a"].starts.take(clock.now())
+    spend(fleet, "a")
     assert order(fleet) == ["z", "b", "a", "f"]
 
 
@@ -88,7 +93,7 @@ def test_the_emergency_lane_takes_a_tenth_out_of_the_same_window() -> None:
 def test_a_backend_that_only_lacks_a_token_means_wait_and_not_emergency() -> None:
     clock = ManualClock()
     fleet = make(clock, one("a", rpm_limit=1), one("b"))
-    fleet.lanes["a"].starts.take(clock.now())
+    spend(fleet, "a")
     fleet.lanes["b"].cooldown = fleet.lanes["b"].cooldown.hit(
         clock.now(), clock.now(), fleet.lanes["b"].policy
     )
@@ -123,7 +128,7 @@ def test_a_quarantined_backend_is_not_even_used_in_an_emergency() -> None:
 def test_changed_configuration_keeps_what_is_counted_and_a_new_key_lifts_a_quarantine() -> None:
     clock = ManualClock()
     fleet = make(clock, one("a", api_key="old"))
-    fleet.lanes["a"].starts.take(clock.now())
+    spend(fleet, "a")
     fleet.lanes["a"].quarantine = "401"
     fleet.replace([one("a", api_key="old", priority=9)])
     assert fleet.lanes["a"].quarantine == "401"
@@ -144,11 +149,12 @@ def test_the_line_is_first_in_first_out_and_woken() -> None:
     async def run() -> None:
         clock = ManualClock()
         fleet = make(clock, one("a", rpm_limit=1), queue_timeout_seconds=600)
-        fleet.lanes["a"].starts.take(clock.now())
+        spend(fleet, "a")
         got: list[int] = []
 
         async def wait(number: int) -> None:
-            await fleet.admit(GPT, 600)
+            grant, _ = await fleet.admit(GPT, 600)
+            grant.lane.sent(grant, clock.now())
             got.append(number)
 
         tasks = [asyncio.create_task(wait(number)) for number in range(3)]
@@ -169,7 +175,7 @@ def test_a_newcomer_does_not_overtake_the_line() -> None:
     async def run() -> None:
         clock = ManualClock()
         fleet = make(clock, one("a", rpm_limit=1), queue_timeout_seconds=600)
-        fleet.lanes["a"].starts.take(clock.now())
+        spend(fleet, "a")
         first = asyncio.create_task(fleet.admit(GPT, 600))
         await settle()
         clock.advance(61)
@@ -191,7 +197,7 @@ def test_a_wait_that_would_be_too_long_is_refused_at_once_with_the_true_time() -
     async def run() -> None:
         clock = ManualClock()
         fleet = make(clock, one("a", rpm_limit=1))
-        fleet.lanes["a"].starts.take(clock.now())
+        spend(fleet, "a")
         clock.advance(20)
         with pytest.raises(NoRoom) as refused:
             await fleet.admit(GPT, 120)
@@ -205,7 +211,7 @@ def test_a_full_queue_refuses() -> None:
     async def run() -> None:
         clock = ManualClock()
         fleet = make(clock, one("a", rpm_limit=1), queue_max_depth=1, queue_timeout_seconds=600)
-        fleet.lanes["a"].starts.take(clock.now())
+        spend(fleet, "a")
         first = asyncio.create_task(fleet.admit(GPT, 600))
         await settle()
         with pytest.raises(NoRoom) as refused:
@@ -223,7 +229,7 @@ def test_a_caller_who_leaves_with_a_grant_in_hand_passes_it_on() -> None:
     async def run() -> None:
         clock = ManualClock()
         fleet = make(clock, one("a", rpm_limit=1), queue_timeout_seconds=600)
-        fleet.lanes["a"].starts.take(clock.now())
+        spend(fleet, "a")
         first, second = (asyncio.create_task(fleet.admit(GPT, 600)) for _ in range(2))
         await settle()
         clock.advance(61)
@@ -243,7 +249,7 @@ def test_waiters_are_told_when_their_last_backend_disappears() -> None:
     async def run() -> None:
         clock = ManualClock()
         fleet = make(clock, one("a", rpm_limit=1), queue_timeout_seconds=600)
-        fleet.lanes["a"].starts.take(clock.now())
+        spend(fleet, "a")
         task = asyncio.create_task(fleet.admit(GPT, 600))
         await settle()
         fleet.replace([])
