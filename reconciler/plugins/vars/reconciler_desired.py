@@ -14,6 +14,7 @@ from ansible import constants, context
 from ansible.errors import AnsibleError
 from ansible.inventory.host import Host
 from ansible.plugins.vars import BaseVarsPlugin
+from ansible.template import trust_as_template
 
 DOCUMENTATION = """
 name: reconciler_desired
@@ -82,5 +83,10 @@ class VarsModule(BaseVarsPlugin):  # type: ignore[misc]
             raise AnsibleError(
                 "the desired state refers to one inventory; where there are several files, name their directory"
             )
-        found, shared = _desired(directory, inventories[0], loader)
+        try:
+            found, shared = _desired(directory, inventories[0], loader)
+        except AnsibleError as error:
+            # `ansible all -m ping` has nothing to do with the desired state: only who asks for it hears of this.
+            broken = trust_as_template("{{ undef(hint=reconciler_problems) }}")
+            return {"reconciler_resources": broken, "reconciler_problems": str(error.message)}
         return {"reconciler_resources": found.get(hosts[0].name, []), **shared}
