@@ -40,8 +40,9 @@ molecule: $(VENV)/.installed-dev ## Every role's scenario on real nodes (root on
 lab: $(VENV)/.installed-dev ## The repository's own desired state on lab nodes (root on Debian)
 	@$(BIN)/python -m tests.lab.fleet
 
-bench: $(VENV)/.installed-bench ## What a pass costs beside the alternatives (root on Debian)
-	@$(BIN)/python -m tests.bench
+bench: $(VENV)/.installed-bench ## What a pass and a proxied call cost beside the alternatives (root on Debian)
+	@$(BIN)/python -m tests.bench reconciler
+	@$(BIN)/python -m tests.bench sidecar
 
 schema: $(VENV)/.installed ## Write the JSON Schema that is shipped
 	@$(BIN)/reconcile schema > reconciler/desired_state.schema.json
