@@ -5,6 +5,7 @@ and bare ssh through open control sockets with the very scripts of a pass, which
 """
 
 import argparse
+import compileall
 import hashlib
 import importlib.util
 import json
@@ -170,6 +171,8 @@ def main() -> int:
     options = parser.parse_args()
     counts = sorted(int(word) for word in options.nodes.split(","))
     allow_many_files()
+    # As an installation has it; a checkout may never have written any, where the environment forbids it.
+    compileall.compile_dir(ROOT / "reconciler", quiet=1)
     pyinfra = importlib.util.find_spec("pyinfra") is not None
     if not pyinfra:
         print("without pyinfra, which is not installed: pip install -e .[bench]", file=sys.stderr)
