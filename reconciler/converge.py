@@ -55,7 +55,8 @@ class Converger:
         undone = [
             resource
             for resource in wanted
-            if _should_undo(resource, seen, drifts) and not kinds()[resource.id.kind].NO_ROLLBACK
+            if (_should_undo(resource, seen, drifts) or _cannot_be_believed(resource, seen, errors))
+            and not kinds()[resource.id.kind].NO_ROLLBACK
         ]
         undo_errors: dict[ResourceId, str] = {}
         after = seen
@@ -150,6 +151,8 @@ class _Judge:
             )
             return Outcome(rid, Status.FAILED, detail, action.changes, 4)
         drift = self.drifts.get(rid)
+        if drift is None and rid in self.undone:
+            return self._undone(action, error)
         if drift is None:
             return Outcome(rid, Status.FIXED, "", action.changes, 2)
         if not drift.fixable:
@@ -171,6 +174,12 @@ class _Judge:
             )
             return Outcome(rid, Status.FAILED, f"{reason}; the undo failed too: {why}", action.changes, 5)
         return Outcome(rid, Status.ROLLED_BACK, reason, action.changes, 3)
+
+
+def _cannot_be_believed(resource: Resource, seen: Observed, errors: Mapping[ResourceId, str]) -> bool:
+    """Whether its role failed and the look fell into a good moment: a service that keeps dying runs now and then."""
+    unsteady = bool(kinds()[resource.id.kind].UNSTEADY)
+    return unsteady and resource.id in errors and seen.observations[resource.id].is_known
 
 
 def _as_before(before: Drift | None, after: Drift | None) -> bool:

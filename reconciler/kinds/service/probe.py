@@ -7,7 +7,7 @@ import time
 
 lib = None  # set by the driver
 # What prepare() was told, by scope and unit, for the one request that this process answers.
-_ANSWERS: "dict[tuple[str, str], object]" = {}
+_ANSWERS = {}  # type: dict[tuple[str, str], object]
 
 COMPARED = ("unit", "enabled", "state", "fresh")
 PROPERTIES = (
