@@ -272,6 +272,59 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True)
+class Alert:
+    """Something that a person has to hear of, once per episode. Severity as in events: 3 to 5.
+
+    ``key`` is what it is about: an issue key, the name of a node, or ``fleet``. ``reason`` is a constant in
+    CamelCase; ``detail`` says it in words. ``advice`` is the next step for a person.
+    """
+
+    key: str
+    reason: str
+    severity: int
+    detail: str
+    advice: str = ""
+    node: str = ""
+    changes: tuple[Change, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What an analyzer is asked about one new or recurring issue. Already redacted: no secrets, no file contents.
+
+    ``desired`` is what is declared, less bodies; ``recurrence`` counts the episodes of this issue key, this one
+    included; ``history`` are its last events, newest first, each ``{timestamp, status, reason}``.
+    ``needs_plan`` is set where no rule of the product covers the fix.
+    """
+
+    id: ResourceId
+    check_type: str
+    desired: Mapping[str, Any]
+    changes: tuple[Change, ...]
+    reason: str = ""
+    recurrence: int = 1
+    history: tuple[Mapping[str, Any], ...] = ()
+    needs_plan: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Analysis:
+    """An analyzer's judgement, validated. Data: nothing in it ever runs without the policy's leave.
+
+    ``install`` is an install method in the words of the desired state (``{"npm": "jq-cli"}``); ``commands`` are
+    argument vectors. ``prevention`` is filled from the third recurrence on. ``backend`` says who judged.
+    """
+
+    severity: int
+    root_cause: str
+    plan: str = ""
+    install: Mapping[str, Any] | None = None
+    commands: tuple[tuple[str, ...], ...] = ()
+    prevention: str = ""
+    backend: str = "rules"
+
+
+@dataclass(frozen=True, slots=True)
 class Run:
     """One run of a playbook within a pass, for the report: what ran and what it cost in seconds."""
 
