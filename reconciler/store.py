@@ -61,8 +61,41 @@ def _m002_search(db: sqlite_utils.Database) -> None:
     events.enable_fts(["issue_key", "details"], create_triggers=True, tokenize="unicode61", replace=True)
 
 
+def _m003_alerts(db: sqlite_utils.Database) -> None:
+    db.conn.executescript("""
+        CREATE TABLE IF NOT EXISTS alerts (
+            id INTEGER PRIMARY KEY AUTOINCREMENT,
+            key TEXT NOT NULL, reason TEXT NOT NULL, node TEXT NOT NULL, kind TEXT NOT NULL, name TEXT NOT NULL,
+            severity INTEGER NOT NULL CHECK (severity BETWEEN 1 AND 5),
+            status TEXT NOT NULL CHECK (status IN ('open', 'resolved')),
+            opened TEXT NOT NULL, seen TEXT NOT NULL, occurrences INTEGER NOT NULL DEFAULT 1,
+            resolved TEXT, resolution TEXT NOT NULL DEFAULT '',
+            detail TEXT NOT NULL, advice TEXT NOT NULL, changes TEXT NOT NULL,
+            cause TEXT NOT NULL, family TEXT NOT NULL, run TEXT NOT NULL, revision TEXT NOT NULL,
+            file TEXT NOT NULL DEFAULT 'stale' CHECK (file IN ('stale', 'written', 'pruned')),
+            file_error TEXT NOT NULL DEFAULT ''
+        );
+        CREATE UNIQUE INDEX IF NOT EXISTS alerts_open ON alerts (key, reason) WHERE status = 'open';
+        CREATE INDEX IF NOT EXISTS alerts_by_cause ON alerts (cause, id);
+        CREATE INDEX IF NOT EXISTS alerts_by_file ON alerts (file, resolved);
+        CREATE TABLE IF NOT EXISTS deliveries (
+            id INTEGER PRIMARY KEY AUTOINCREMENT,
+            route TEXT NOT NULL, what TEXT NOT NULL CHECK (what IN ('opened', 'worse', 'resolved')),
+            level TEXT NOT NULL, title TEXT NOT NULL, body TEXT NOT NULL, created TEXT NOT NULL,
+            status TEXT NOT NULL DEFAULT 'due' CHECK (status IN ('due', 'sent', 'given_up')),
+            attempts INTEGER NOT NULL DEFAULT 0, next_try TEXT NOT NULL, error TEXT NOT NULL DEFAULT '', ended TEXT
+        );
+        CREATE INDEX IF NOT EXISTS deliveries_due ON deliveries (status, next_try);
+        CREATE TABLE IF NOT EXISTS tellings (
+            alert INTEGER NOT NULL, route TEXT NOT NULL, level TEXT NOT NULL, delivery INTEGER NOT NULL,
+            resolution INTEGER, PRIMARY KEY (alert, route, level)
+        );
+        CREATE INDEX IF NOT EXISTS tellings_by_resolution ON tellings (resolution, route);
+    """)
+
+
 # Each may run again over its own half-done work: a process can end in the middle of one.
-MIGRATIONS: tuple[Callable[[sqlite_utils.Database], None], ...] = (_m001_initial, _m002_search)
+MIGRATIONS: tuple[Callable[[sqlite_utils.Database], None], ...] = (_m001_initial, _m002_search, _m003_alerts)
 
 
 class Store:
