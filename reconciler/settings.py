@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
+    SettingsError,
     TomlConfigSettingsSource,
 )
 
@@ -18,6 +22,45 @@ from reconciler.kinds.base import Duration
 from reconciler.model import ConfigurationError, Mark, Problem
 
 FILE = "reconciler.toml"
+
+REFERENCE = re.compile(r"\$env:[A-Za-z_][A-Za-z0-9_]*|\$file:(?:/|~/).+")
+# An endpoint on this very machine has no secret to give away: tests, and relays that hold the secret themselves.
+LOOPBACK = re.compile(r"jsons?://(?:127\.0\.0\.1|localhost|\[::1\])(?::\d+)?(?:/[^@?]*)?")
+
+Level = Literal["P0", "P1", "P2"]
+
+
+def _no_secret(url: str) -> str:
+    if REFERENCE.fullmatch(url) or LOOPBACK.fullmatch(url):
+        return url
+    raise PydanticCustomError(
+        "secret",
+        "an Apprise URL is a secret: refer to it with $env:NAME or $file:/path (only json://127.0.0.1 may stand here)",
+    )
+
+
+class Route(BaseModel):
+    """Who is told of alerts: one ``[[notify]]`` table."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)
+    """What it is called where deliveries are shown."""
+    url: Annotated[str, AfterValidator(_no_secret)]
+    """Where the Apprise URL stands: ``$env:NAME`` or ``$file:/path``."""
+    levels: tuple[Level, ...] = Field(("P0", "P1", "P2"), min_length=1)
+    """The levels that are told there."""
+    resolved: bool = True
+    """Whether it is also told when an alert is over."""
+
+
+def _distinct(routes: tuple[Route, ...]) -> tuple[Route, ...]:
+    for name, count in Counter(route.name for route in routes).items():
+        if count > 1:
+            raise PydanticCustomError(
+                "twice", "{count} routes are called {name}", {"count": count, "name": name}
+            )
+    return routes
 
 
 class Settings(BaseSettings):
@@ -41,6 +84,12 @@ class Settings(BaseSettings):
     """The longest that one playbook may run."""
     idle_timeout: Duration = "40m"
     """The longest that a playbook may be silent; installing a tool is silent."""
+    alert_dir: Annotated[Path, AfterValidator(Path.expanduser)] = Field(
+        default_factory=lambda known: known.get("db", paths.state_home() / "reconciler.db").parent / "alerts"
+    )
+    """Directory that receives a file per alert; by default ``alerts`` beside the database."""
+    notify: Annotated[tuple[Route, ...], AfterValidator(_distinct)] = ()
+    """Who is told of alerts."""
 
     @classmethod
     def settings_customise_sources(
@@ -61,13 +110,29 @@ def load(**given: Any) -> Settings:
         return Settings(**{key: value for key, value in given.items() if value is not None})
     except ValidationError as error:
         raise ConfigurationError([_problem(item) for item in error.errors()]) from error
+    except SettingsError as error:  # a list in the environment that is not JSON
+        raise ConfigurationError([Problem(f"the environment cannot be used: {error}")]) from None
     except ValueError as error:  # TOML syntax
         raise ConfigurationError([Problem(f"this is not TOML: {error}", Mark(FILE))]) from error
 
 
 def _problem(item: Any) -> Problem:
     name = str(item["loc"][0]) if item["loc"] else "settings"
+    if name == "notify":
+        return _route_problem(item)
     if item["type"] == "extra_forbidden":
         return Problem(f"unknown setting {name!r}", Mark(FILE), "known: " + ", ".join(Settings.model_fields))
     place = f"the setting {name} (RECONCILER_{name.upper()}, or {name} in {FILE})"
     return Problem(f"{place}: {item['msg']}, not {item.get('input')!r}")
+
+
+def _route_problem(item: Any) -> Problem:
+    """A mistake in ``[[notify]]``. What was written is not repeated: it may be a secret."""
+    place, hint = "[[notify]]", "see the chapter on routes in docs/alerts.md"
+    if len(item["loc"]) > 1:
+        place += f" number {int(item['loc'][1]) + 1}"
+    field = ".".join(map(str, item["loc"][2:]))
+    if item["type"] == "extra_forbidden":
+        hint = "known: " + ", ".join(Route.model_fields)
+        return Problem(f"{place}: unknown key {field!r}", Mark(FILE), hint)
+    return Problem(f"{place}: {field + ': ' if field else ''}{item['msg']}", Mark(FILE), hint)
