@@ -91,7 +91,8 @@ class Alerts:
     def _refresh(self, before: Row, said: Mapping[str, Any], now: datetime) -> None:
         said = {**said, "severity": max(before["severity"], said["severity"])}
         # That it was seen once more is no reason to write a file in every pass.
-        file = before["file"] if all(before[name] == value for name, value in said.items()) else "stale"
+        shown = {**said, "changes": json.loads(said["changes"])}
+        file = before["file"] if all(before[name] == value for name, value in shown.items()) else "stale"
         self.store.db.execute(
             "UPDATE alerts SET severity = :severity, detail = :detail, advice = :advice, changes = :changes, "
             "seen = :seen, occurrences = occurrences + 1, file = :file WHERE id = :id",
