@@ -6,7 +6,7 @@ import secrets
 import subprocess
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,10 +18,11 @@ from reconciler.desired.places import pattern_hint, suggestion
 from reconciler.inventory import Inventory
 from reconciler.kinds.base import seconds
 from reconciler.kinds.registry import kinds
-from reconciler.loop import Pass
+from reconciler.lease import Lease
+from reconciler.loop import Pass, Wishes
 from reconciler.model import ConfigurationError, NodeState, Problem, Report, Run
 from reconciler.observe import Observer
-from reconciler.record import Recorder
+from reconciler.record import Context, Recorder
 from reconciler.settings import Settings
 from reconciler.store import Store
 
@@ -33,6 +34,8 @@ class Scope:
     limit: str | None = None
     kinds: tuple[str, ...] | None = None
     check: bool = False
+    retry: bool = False
+    allow_mass_change: bool = False
     next_in: float | None = None
     """Seconds from the start of this pass to the next one, where there will be one."""
 
@@ -64,27 +67,34 @@ def one_pass(
     on_run: Callable[[str, int], None],
     on_node: Callable[[NodeState], None],
 ) -> Report:
-    """Run one pass. Raises ConfigurationError, BusyError (another pass is under way) or RunError."""
+    """Run one pass. Raises ConfigurationError, BusyError (another pass is under way), RunError or LeaseLostError."""
     desired, wanted, inventory = desired_state(settings, scope)
-    store = Store(settings.db)
     run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
     runs: list[Run] = []
     clock = _RunClock(runs, on_run)
-    try:
-        # Looking disturbs nobody: only a pass that may act has to be alone.
-        with nullcontext() if scope.check else store.exclusive(run_id):
-            revision = git_revision(settings.desired)
-            how = runner.Settings(
-                settings.inventory, settings.forks, seconds(settings.timeout), seconds(settings.idle_timeout)
-            )
-            observer = Observer(how, inventory.variables, clock.start, on_node)
-            recorder = Recorder(store, desired.resources, run_id, revision, scope.next_in)
-            converger = Converger(how, observer, desired.protected, clock.start)
-            found = Pass(wanted, observer, converger, recorder, run_id, revision, scope.check, runs)
-            with clock:
-                return found.run()
-    finally:
-        store.close()
+    # Looking disturbs nobody: only a pass that may act has to be alone.
+    with (
+        nullcontext() if scope.check else Lease(settings.db, run_id) as lease,
+        closing(Store(settings.db)) as store,
+    ):
+        context = Context(
+            run_id, git_revision(settings.desired), lease.epoch if lease else None, scope.next_in
+        )
+        how = runner.Settings(
+            settings.inventory, settings.forks, seconds(settings.timeout), seconds(settings.idle_timeout)
+        )
+        observer = Observer(how, inventory.variables, clock.start, on_node)
+        if lease and lease.fence_due:
+            observer.fence(lease.epoch, lease.fenced)
+        recorder = Recorder(store, desired, context)
+        converger = Converger(how, observer, desired, recorder, clock.start)
+        wishes = Wishes(
+            check=scope.check, retry=scope.retry, allow_mass_change=scope.allow_mass_change,
+            limited=scope.limit is not None or scope.kinds is not None,
+            fleet=len({rid.node for rid in desired.resources}),
+        )  # fmt: skip
+        with clock:
+            return Pass(wanted, observer, converger, recorder, wishes, runs).run()
 
 
 class _RunClock:

@@ -15,13 +15,14 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from reconciler import __version__, assemble, render, scaffold, settings
+from reconciler import __version__, assemble, render, scaffold, settings, suspensions
 from reconciler import report as reports
 from reconciler.desired.schema import text as schema_text
 from reconciler.kinds.base import seconds
-from reconciler.model import ConfigurationError, ExitCode, Problem, Report, RunError
+from reconciler.lease import BusyError
+from reconciler.model import ConfigurationError, ExitCode, LeaseLostError, Problem, Report, RunError
 from reconciler.status import explain_lines, status_document, status_table
-from reconciler.store import BusyError, Store, StoreError
+from reconciler.store import Store, StoreError
 
 app = typer.Typer(
     name="reconcile",
@@ -59,6 +60,12 @@ def root(  # noqa: PLR0917 - a command's options
     check: Annotated[
         bool, typer.Option("--check", help="Change nothing; say what drifted and what would be done.")
     ] = False,
+    retry: Annotated[
+        bool, typer.Option("--retry", help="Try at once what failed and would wait for its next attempt.")
+    ] = False,
+    allow_mass_change: Annotated[
+        bool, typer.Option("--allow-mass-change", help="Lift limits.max_changed_nodes for this pass.")
+    ] = False,
     limit: Limit = None,
     kind: Kinds = None,
     desired: Desired = None,
@@ -80,7 +87,14 @@ def root(  # noqa: PLR0917 - a command's options
     if context.invoked_subcommand is not None:
         given = [
             name
-            for name, value in (("--once", once), ("--check", check), ("--limit", limit), ("--kind", kind))
+            for name, value in (
+                ("--once", once),
+                ("--check", check),
+                ("--limit", limit),
+                ("--kind", kind),
+                ("--retry", retry),
+                ("--allow-mass-change", allow_mass_change),
+            )
             if value
         ]
         if given:
@@ -93,7 +107,9 @@ def root(  # noqa: PLR0917 - a command's options
         context.obj = {"desired": desired, "inventory": inventory, "db": db, "output": output}
         return
     found = _settings(output, desired=desired, inventory=inventory, db=db)
-    scope = assemble.Scope(limit, _kinds(kind), check)
+    scope = assemble.Scope(limit, _kinds(kind), check, retry, allow_mass_change)
+    if (retry or allow_mass_change) and not (once or check):
+        _fail(ConfigurationError("--retry and --allow-mass-change are for one pass: add --once"), output)
     if once or check:
         # Unwinding ends Ansible and removes the request files; the default action would do neither.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
@@ -143,6 +159,9 @@ def _one_pass(found: settings.Settings, scope: assemble.Scope, output: Output) -
         _fail(error, output)
     except (BusyError, RunError, StoreError) as error:
         return _not_run(error, output)
+    except LeaseLostError as error:
+        render.console(stderr=True).print(f"error: {error}", markup=False, soft_wrap=True)
+        return int(ExitCode.NOT_FIXED)
     _print_report(result, output)
     return int(result.exit_code)
 
@@ -287,6 +306,56 @@ def explain(  # noqa: PLR0917 - a command's options
         _print_json(document)
     else:
         render.explanation(document, render.console())
+
+
+@app.command()
+def suspend(  # noqa: PLR0917 - a command's options
+    context: typer.Context,
+    target: Annotated[str, typer.Argument(help="NODE, NODE/KIND or NODE/KIND/NAME; * stands for any.")],
+    reason: Annotated[str, typer.Option("--reason", "-r", help="Why; shown wherever it is left alone.")],
+    until: Annotated[
+        str | None, typer.Option("--until", help="When it ends: 2h, 3d, or an ISO date; never without.")
+    ] = None,
+    owner: Annotated[str | None, typer.Option("--owner", help="Who; the account where not given.")] = None,
+    desired: Desired = None,
+    inventory: InventoryPath = None,
+    db: Database = None,
+    output: OutputFormat = Output.TEXT,
+) -> None:
+    """Leave resources alone: drift is seen and told, nothing is put right."""
+    found, output = _given(context, desired=desired, inventory=inventory, db=db, output=output)
+    try:
+        document = suspensions.suspend(found, target, reason, until=until, owner=owner)
+    except ConfigurationError as error:
+        _fail(error, output)
+    _say(document, output)
+
+
+@app.command()
+def resume(  # noqa: PLR0917 - a command's options
+    context: typer.Context,
+    target: Annotated[str, typer.Argument(help="NODE, NODE/KIND or NODE/KIND/NAME; * stands for any.")],
+    reason: Annotated[str, typer.Option("--reason", "-r", help="Why; for the record.")] = "",
+    desired: Desired = None,
+    inventory: InventoryPath = None,
+    db: Database = None,
+    output: OutputFormat = Output.TEXT,
+) -> None:
+    """End a suspension or a quarantine, and let what failed be tried in the next pass."""
+    found, output = _given(context, desired=desired, inventory=inventory, db=db, output=output)
+    try:
+        document = suspensions.resume(found, target, reason)
+    except ConfigurationError as error:
+        _fail(error, output)
+    _say(document, output)
+
+
+def _say(document: dict[str, Any], output: Output) -> None:
+    """A document as JSON, or its ``said`` for people."""
+    if output is Output.JSON:
+        _print_json(document)
+    else:
+        render.console().print(document["said"], markup=False, soft_wrap=True)
 
 
 @app.command()

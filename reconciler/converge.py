@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 from reconciler import requests, runner
+from reconciler.desired.load import Desired
 from reconciler.diff import diff
+from reconciler.failpoints import reached
 from reconciler.kinds.registry import kinds
 from reconciler.model import (
     Action,
     Drift,
     Observation,
     Observed,
+    OpenAttempt,
     Outcome,
     Resource,
     ResourceId,
@@ -24,6 +28,46 @@ from reconciler.observe import Observer
 UNSHOWN = "the step failed; what it said is not shown, since this resource refers to secrets"
 
 
+class Journal(Protocol):
+    """Where every step is put on record before it is taken. Its methods raise LeaseLostError."""
+
+    @property
+    def epoch(self) -> int:
+        """That of the lease: nodes refuse the steps of whoever has a lower one than they have seen."""
+
+    def check(self) -> None:
+        """Whether this process may still change anything."""
+
+    def undoing(self, ids: Iterable[ResourceId]) -> None:
+        """These attempts are going to be undone."""
+
+    def begun(self) -> list[str]:
+        """Attempts without an end: what they saved on nodes is kept, however old."""
+
+
+@dataclass
+class _Ran:
+    """What running a task file of the roles left behind: errors, and copies made on the nodes."""
+
+    wanted: Mapping[ResourceId, Resource]
+    errors: dict[ResourceId, str] = field(default_factory=dict)
+    backup: dict[ResourceId, list[str]] = field(default_factory=dict)
+
+    def on_result(self, result: runner.Result) -> None:
+        """One task's result."""
+        message = result.data.get("msg")
+        if isinstance(message, dict) and "failed" in message:
+            rid = ResourceId.parse(message["failed"])
+            self.errors[rid] = UNSHOWN if self.wanted[rid].secret else str(message["reason"])
+        elif result.status == "unreachable":
+            for rid in self.wanted:
+                if rid.node == result.node:
+                    self.errors.setdefault(rid, f"the node became unreachable: {message}")
+        elif result.data.get("saved"):
+            rid = ResourceId(result.node, str(result.data["role"]), str(result.data["name"]))
+            self.backup[rid] = result.data["saved"]
+
+
 class Converger:
     """Runs roles through Ansible and judges the result by observing again."""
 
@@ -31,46 +75,77 @@ class Converger:
         self,
         settings: runner.Settings,
         observer: Observer,
-        protected: Sequence[str],
+        desired: Desired,
+        journal: Journal,
         on_run: Callable[[str, int], None],
     ) -> None:
-        self.settings, self.observer, self.protected, self.on_run = settings, observer, protected, on_run
+        self.settings, self.observer, self.journal, self.on_run = settings, observer, journal, on_run
+        self.protected, self.keep_days = list(desired.protected), desired.backup_retention_days
 
     def repair(
-        self,
-        actions: Sequence[Action],
-        resources: Mapping[ResourceId, Resource],
-        before: Observed,
-        attempt: str,
+        self, actions: Sequence[Action], resources: Mapping[ResourceId, Resource], before: Observed
     ) -> tuple[list[Outcome], Observed]:
         """Apply ``actions``, verify them, undo the failures; returns outcomes and what was last seen.
 
         Everything declared on the nodes concerned is looked at again, since one repair can make another
-        one due. Raises RunError when Ansible could not run.
+        one due. What could not be looked at has no outcome: its attempt stays open, nothing is undone blindly,
+        and a later pass settles it. Raises LeaseLostError.
         """
-        wanted = [resources[action.id] for action in actions]
-        errors = self._run("main", wanted, attempt)
+        wanted = [(resources[action.id], action.attempt) for action in actions]
+        ran = self._run("main", wanted)
+        reached("applied")
         seen = self._look_again(wanted, resources)
+        reached("verified")
         drifts = diff(resources, seen.observations)
         undone = [
-            resource
-            for resource in wanted
-            if (_should_undo(resource, seen, drifts) or _cannot_be_believed(resource, seen, errors))
+            (resource, attempt)
+            for resource, attempt in wanted
+            if (_should_undo(resource, seen, drifts) or _cannot_be_believed(resource, seen, ran.errors))
             and not kinds()[resource.id.kind].NO_ROLLBACK
         ]
-        undo_errors: dict[ResourceId, str] = {}
-        after = seen
-        if undone:
-            undo_errors = self._run("rollback", undone, attempt)
-            after = seen.merged(self._look_again(undone, resources))
+        undo_errors, after = self._undo(undone, resources, seen)
         first = diff(resources, before.observations)
         last = diff(resources, after.observations)
-        judge = _Judge(errors, undo_errors, {r.id for r in undone}, seen, drifts, first, last)
-        return [judge.outcome(action) for action in actions], after
+        judge = _Judge(ran.errors, undo_errors, {r.id for r, _ in undone}, seen, drifts, first, last)
+        return [
+            judge.outcome(action, ran.backup.get(action.id, ()))
+            for action in actions
+            if seen.observations[action.id].is_known
+        ], after
 
-    def _look_again(self, touched: Iterable[Resource], resources: Mapping[ResourceId, Resource]) -> Observed:
-        nodes = {resource.id.node for resource in touched}
-        fresh_nodes = {r.id.node for r in touched if kinds()[r.id.kind].VERIFY_FRESH}
+    def resume_undo(
+        self, begun: Sequence[OpenAttempt], resources: Mapping[ResourceId, Resource], seen: Observed
+    ) -> tuple[list[Outcome], Observed]:
+        """Carry on with undos that a pass which died had begun."""
+        undone = [(resources[attempt.id], attempt.attempt) for attempt in begun]
+        undo_errors, after = self._undo(undone, resources, seen)
+        drifts = diff(resources, seen.observations)
+        first = {attempt.id: Drift(attempt.id, attempt.before) for attempt in begun if attempt.before}
+        last = diff(resources, after.observations)
+        why = dict.fromkeys((attempt.id for attempt in begun), "an interrupted attempt was undone")
+        judge = _Judge(why, undo_errors, {attempt.id for attempt in begun}, seen, drifts, first, last)
+        actions = [Action(a.id, a.before, attempt=a.attempt, number=a.number) for a in begun]
+        return [judge.outcome(action, ()) for action in actions], after
+
+    def _undo(
+        self,
+        undone: Sequence[tuple[Resource, str]],
+        resources: Mapping[ResourceId, Resource],
+        seen: Observed,
+    ) -> tuple[dict[ResourceId, str], Observed]:
+        if not undone:
+            return {}, seen
+        self.journal.undoing(resource.id for resource, _ in undone)
+        reached("undoing")
+        ran = self._run("rollback", undone)
+        reached("undone")
+        return ran.errors, seen.merged(self._look_again(undone, resources))
+
+    def _look_again(
+        self, touched: Iterable[tuple[Resource, str]], resources: Mapping[ResourceId, Resource]
+    ) -> Observed:
+        nodes = {resource.id.node for resource, _ in touched}
+        fresh_nodes = {r.id.node for r, _ in touched if kinds()[r.id.kind].VERIFY_FRESH or r.risky}
         seen = Observed({}, {})
         for fresh, group in ((False, nodes - fresh_nodes), (True, fresh_nodes)):
             asked = [resource for rid, resource in resources.items() if rid.node in group]
@@ -85,38 +160,35 @@ class Converger:
         except RunError as error:
             return Observed({}, {r.id: Observation(r.id, unknown=str(error)) for r in asked})
 
-    def _run(self, tasks: str, wanted: Sequence[Resource], attempt: str) -> dict[ResourceId, str]:
-        """Run one task file of the roles; returns why it failed for those for which it did."""
+    def _run(self, tasks: str, wanted: Sequence[tuple[Resource, str]]) -> _Ran:
+        """Run one task file of the roles. Raises LeaseLostError before anything is done."""
+        self.journal.check()
+        shared = {
+            "tasks": tasks,
+            "protected": self.protected,
+            "controller": {
+                "epoch": self.journal.epoch,
+                "keep_days": self.keep_days,
+                "keep": self.journal.begun(),
+            },
+        }
         by_node: dict[str, list[dict[str, Any]]] = {}
-        for resource in wanted:
-            request = requests.role_request(resource, attempt)
+        for resource, attempt in wanted:
             by_node.setdefault(resource.id.node, []).append(
-                {**request, "tasks": tasks, "protected": list(self.protected)}
+                {**requests.role_request(resource, attempt), **shared}
             )
-        errors: dict[ResourceId, str] = {}
-
-        def on_result(result: runner.Result) -> None:
-            message = result.data.get("msg")
-            if isinstance(message, dict) and "failed" in message:
-                rid = ResourceId.parse(message["failed"])
-                secret = next(resource.secret for resource in wanted if resource.id == rid)
-                errors[rid] = UNSHOWN if secret else str(message["reason"])
-            elif result.status == "unreachable":
-                for resource in wanted:
-                    if resource.id.node == result.node:
-                        errors.setdefault(resource.id, f"the node became unreachable: {message}")
-
+        ran = _Ran({resource.id: resource for resource, _ in wanted})
         with runner.Workspace() as workspace:
             for name, actions in by_node.items():
                 workspace.request(name, actions)
             self.on_run("converge.yml", len(by_node))
             try:
-                runner.run("converge.yml", list(by_node), workspace, self.settings, on_result)
+                runner.run("converge.yml", list(by_node), workspace, self.settings, ran.on_result)
             except RunError as error:
                 # Something may have been done: only looking again can tell.
-                for resource in wanted:
-                    errors.setdefault(resource.id, str(error))
-        return errors
+                for rid in ran.wanted:
+                    ran.errors.setdefault(rid, str(error))
+        return ran
 
 
 def _should_undo(resource: Resource, seen: Observed, drifts: Mapping[ResourceId, Drift]) -> bool:
@@ -141,15 +213,13 @@ class _Judge:
         self.errors, self.undo_errors, self.undone = errors, undo_errors, undone
         self.seen, self.drifts, self.first, self.last = seen, drifts, first, last
 
-    def outcome(self, action: Action) -> Outcome:
+    def outcome(self, action: Action, backup: Sequence[str]) -> Outcome:
         """fixed, failed or rolled_back, with the reason in the words of whoever failed."""
-        rid, observation = action.id, self.seen.observations[action.id]
+        return replace(self._judged(action), number=action.number, backup=tuple(backup))
+
+    def _judged(self, action: Action) -> Outcome:
+        rid = action.id
         error = self.errors.get(rid, "")
-        if not observation.is_known:
-            detail = "; ".join(
-                part for part in (error, f"could not be verified: {observation.unknown}") if part
-            )
-            return Outcome(rid, Status.FAILED, detail, action.changes, 4)
         drift = self.drifts.get(rid)
         if drift is None and rid in self.undone:
             return self._undone(action, error)

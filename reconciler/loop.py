@@ -6,20 +6,46 @@ Level-triggered: it starts from what the nodes say now, never from what the last
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from reconciler.converge import Converger
 from reconciler.desired.load import Desired
 from reconciler.diff import diff
-from reconciler.model import Drift, Mode, Outcome, Plan, Report, ResourceId, Run, Skip, Status
+from reconciler.failpoints import reached
+from reconciler.kinds.registry import kinds
+from reconciler.model import (
+    Drift,
+    Mode,
+    Observed,
+    OpenAttempt,
+    Outcome,
+    Plan,
+    Report,
+    Resource,
+    ResourceId,
+    Run,
+    Skip,
+    Status,
+)
 from reconciler.observe import Observer
-from reconciler.plan import plan, ready
+from reconciler.plan import Situation, plan
 from reconciler.record import Recorder
+from reconciler.rollout import Hold, mass_change, next_wave
 
-# Each round only acts on what earlier rounds made ready; a dependency chain longer than this is a mistake.
-MAX_ROUNDS = 20
+
+@dataclass(frozen=True)
+class Wishes:
+    """What was asked of a pass on the command line."""
+
+    check: bool = False
+    retry: bool = False
+    allow_mass_change: bool = False
+    limited: bool = False
+    fleet: int = 0
+    """Nodes that anything is declared for, whatever the pass is limited to."""
 
 
 @dataclass
@@ -30,58 +56,120 @@ class Pass:
     observer: Observer
     converger: Converger
     recorder: Recorder
-    run_id: str
-    revision: str = ""
-    check: bool = False
+    wishes: Wishes = field(default_factory=Wishes)
     runs: list[Run] = field(default_factory=list)
 
     def run(self) -> Report:
-        """Look; where something drifted, act and look again; record. Raises RunError when Ansible cannot run."""
+        """Look; where something drifted, act and look again; record. Raises RunError, LeaseLostError."""
         started, clock = datetime.now(UTC), time.monotonic()
         resources = {rid: r for rid, r in self.desired.resources.items() if r.policy.mode is not Mode.IGNORE}
         observed = self.observer.observe(resources.values())
-        seen: dict[ResourceId, Drift] = {}
-        outcomes: list[Outcome] = []
+        reached("observed")
+        seen = diff(resources, observed.observations)
+        outcomes, observed = self._carry_on(resources, observed, seen)
+        hold = self._guard(resources, observed, started)
+        tried: set[ResourceId] = set()
         foretold: Plan | None = None
-        for _ in range(MAX_ROUNDS):
-            attempted = {outcome.id for outcome in outcomes}
+        while True:
             drifts = diff(resources, observed.observations)
-            planned = plan(resources, observed.observations, drifts, started, attempted)
-            foretold = foretold or planned
             seen |= {rid: drift for rid, drift in drifts.items() if rid not in seen}
-            now_ready = ready(planned, attempted)
-            if self.check or not now_ready:
+            situation = self._situation(started, outcomes, tried, hold)
+            planned = plan(resources, observed.observations, drifts, situation)
+            foretold = foretold or planned
+            wave = next_wave(planned, outcomes, self.recorder.history, self.desired.limits)
+            if self.wishes.check or not wave:
                 break
-            self.recorder.fixing(now_ready, seen)
-            done, newer = self.converger.repair(now_ready, resources, observed, self.run_id)
+            self.recorder.begin(wave, seen)
+            tried |= {action.id for action in wave}
+            done, newer = self.converger.repair(wave, resources, observed)
             observed = observed.merged(newer)
-            self.recorder.ended(done, seen)
+            self.recorder.ended(done)
             outcomes += done
         remaining = diff(resources, observed.observations)
-        final = Plan(foretold.actions if foretold else (), self._left(planned, outcomes, remaining))
+        final = Plan(foretold.actions, self._left(planned, outcomes, remaining))
         report = Report(
-            run_id=self.run_id, revision=self.revision, check=self.check, started=started,
-            seconds=time.monotonic() - clock, observed=observed, drifts=seen, plan=final,
-            outcomes=tuple(outcomes), runs=tuple(self.runs), resources=resources,
+            run_id=self.recorder.context.run_id, revision=self.recorder.context.revision, check=self.wishes.check,
+            started=started, seconds=time.monotonic() - clock, observed=observed, drifts=seen, plan=final,
+            outcomes=tuple(outcomes), runs=tuple(self.runs), resources=resources, limited=self.wishes.limited,
         )  # fmt: skip
-        if not self.check:
+        if not self.wishes.check:
             self.recorder.finish(report, remaining)
         return report
 
+    def _carry_on(
+        self, resources: Mapping[ResourceId, Resource], observed: Observed, drifts: Mapping[ResourceId, Drift]
+    ) -> tuple[list[Outcome], Observed]:
+        """Settle what a pass that died had begun. An attempt that only needs another try is left to the plan."""
+        done: list[Outcome] = []
+        undoing: list[OpenAttempt] = []
+        for begun in () if self.wishes.check else self.recorder.store.open_attempts():
+            over = _is_over(begun, self.recorder.resources.get(begun.id))
+            if over:
+                self.recorder.abandon(begun, over)
+            elif begun.id not in resources or not observed.observations[begun.id].is_known:
+                continue  # outside this pass, or silent
+            elif begun.is_undoing and (begun.id in drifts or kinds()[begun.id.kind].UNSTEADY):
+                undoing.append(begun)
+            elif begun.id not in drifts:
+                detail = "done by an attempt that was interrupted"
+                done.append(Outcome(begun.id, Status.FIXED, detail, begun.before, 2, begun.number))
+        self.recorder.ended(done)
+        if not undoing:
+            return done, observed
+        undone, newer = self.converger.resume_undo(undoing, resources, observed)
+        self.recorder.ended(undone)
+        return [*done, *undone], observed.merged(newer)
+
+    def _situation(
+        self,
+        started: datetime,
+        outcomes: Sequence[Outcome],
+        tried: AbstractSet[ResourceId],
+        hold: Hold | None,
+    ) -> Situation:
+        return Situation(
+            now=datetime.now(UTC), started=started, attempt=self.recorder.context.run_id,
+            history=self.recorder.history, outcomes=tuple(outcomes), tried=frozenset(tried),
+            suspensions=self.recorder.suspensions, limits=self.desired.limits, hold=hold, retry=self.wishes.retry,
+        )  # fmt: skip
+
+    def _guard(
+        self, resources: Mapping[ResourceId, Resource], observed: Observed, started: datetime
+    ) -> Hold | None:
+        """The hold of a pass that would change too much of the fleet at once; on record before anything is changed."""
+        before = self.recorder.held()
+        found = None
+        if not self.wishes.allow_mass_change:
+            situation = self._situation(started, (), frozenset(), None)
+            planned = plan(
+                resources, observed.observations, diff(resources, observed.observations), situation
+            )
+            found = mass_change(planned, resources, self.desired.limits, self.wishes.fleet, before)
+        if not self.wishes.check and found != before and not (found is None and self.wishes.limited):
+            self.recorder.hold(found)
+        return found
+
     def _left(
-        self, planned: Plan, outcomes: list[Outcome], remaining: Mapping[ResourceId, Drift]
+        self, planned: Plan, outcomes: Sequence[Outcome], remaining: Mapping[ResourceId, Drift]
     ) -> tuple[Skip, ...]:
         """What is not as desired at the end and has no outcome that says so: a pass never keeps that to itself."""
         ended = {outcome.id: outcome.status for outcome in outcomes}
         skips = [skip for skip in planned.skips if skip.id not in ended]
         told = {skip.id for skip in skips}
-        for rid, drift in () if self.check else remaining.items():
+        for rid, drift in () if self.wishes.check else remaining.items():
             if ended.get(rid) is Status.FIXED:
-                skips.append(
-                    Skip(
-                        rid, "it was fixed and drifted again within the pass", drift.changes, is_failure=True
-                    )
-                )
+                reason = "it was fixed and drifted again within the pass"
+                skips.append(Skip(rid, reason, drift.changes, is_failure=True, code="DriftedAgain"))
             elif rid not in ended and rid not in told:
-                skips.append(Skip(rid, "its turn comes in the next pass", drift.changes, is_failure=True))
+                reason = "its turn comes in the next pass"
+                skips.append(Skip(rid, reason, drift.changes, is_failure=True, code="NextPass"))
         return tuple(skips)
+
+
+def _is_over(begun: OpenAttempt, declared: Resource | None) -> str:
+    """Why nobody carries on with an attempt, or nothing."""
+    if declared is None or declared.policy.mode is Mode.IGNORE:
+        return "interrupted, and not declared any more: left as it is; what was saved stays on the node"
+    if declared.digest != begun.digest:
+        return "interrupted, and its declaration has changed since: the new one is carried out instead"
+    return ""

@@ -79,6 +79,10 @@ class RunError(Exception):
     """Ansible itself could not run (not: a node failed). The message says what it printed."""
 
 
+class LeaseLostError(Exception):
+    """Another controller has taken over: this one may change nothing any more and record nothing."""
+
+
 class Mode(StrEnum):
     """What to do about drift: put it right, only tell, or not even look."""
 
@@ -101,6 +105,20 @@ class Suspension:
 
 
 @dataclass(frozen=True, slots=True)
+class Window:
+    """When repairs may begin: from every time that ``cron`` names in ``timezone``, for ``duration`` seconds.
+
+    ``finish`` lets a pass that began inside go on after the end; otherwise it begins nothing new then. What has
+    begun is always verified, and undone where it does not hold.
+    """
+
+    cron: str
+    duration: float
+    timezone: str = "UTC"
+    finish: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Policy:
     """How a resource is treated, whatever its kind. Durations are seconds."""
 
@@ -112,6 +130,24 @@ class Policy:
     suspend: Suspension | None = None
     ignore: frozenset[str] = frozenset()
     allow_become: bool = False
+    window: Window | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Guards over a whole pass. Shares are ``30%`` or a number of nodes; durations are seconds."""
+
+    max_changed_nodes: str = "100%"
+    batch_size: str = "50%"
+    max_corrections: int = 5
+    corrections_window: float = 3600.0
+    quarantine: float = 86400.0
+    unknown_alert_after: float = 900.0
+
+
+def share(text: str, of: int) -> int:
+    """How many of ``of`` nodes a share is: ``30%`` rounded down, but one at least."""
+    return max(1, int(text[:-1]) * of // 100 if text.endswith("%") else int(text))
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +169,8 @@ class Resource:
     secret: bool = False
     declared_at: Mark | None = None
     digest: str = ""
+    risky: bool = False
+    """Whether a change of it could lock us out: the node then undoes it by itself unless it is confirmed in time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,22 +249,63 @@ class Action:
     """Something that will be done: make these changes, once everything in ``after`` is as desired.
 
     ``because`` names the resource whose repair makes this one necessary; empty for drift that was seen.
+    ``attempt`` names backups and journal on the node; ``number`` counts attempts within the episode, from 1.
+    ``resumed`` says that the attempt was begun by a pass that did not live to its end.
     """
 
     id: ResourceId
     changes: tuple[Change, ...]
     after: frozenset[ResourceId] = frozenset()
     because: str = ""
+    attempt: str = ""
+    number: int = 1
+    resumed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class OpenAttempt:
+    """An attempt that was begun and has no end on record: whoever began it is still at it, or died.
+
+    ``before`` is what differed when it was begun, to tell whether an undo brought that back.
+    """
+
+    id: ResourceId
+    attempt: str
+    number: int
+    digest: str
+    is_undoing: bool = False
+    before: tuple[Change, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Repairs:
+    """What has been tried on one resource. ``attempts`` failed in a row, for the declaration ``digest``.
+
+    ``corrections`` counts how often it was put right lately though nobody had changed its declaration.
+    """
+
+    attempts: int = 0
+    digest: str = ""
+    last_attempt: datetime | None = None
+    next_attempt: datetime | None = None
+    exhausted: bool = False
+    corrections: int = 0
+    quarantined_until: datetime | None = None
+    open: OpenAttempt | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Skip:
-    """Something that will not be done, and why, though the node is not as declared."""
+    """Something that will not be done, and why, though the node is not as declared.
+
+    ``code`` is the reason as a constant, for conditions, alerts and programs; ``reason`` is for people.
+    """
 
     id: ResourceId
     reason: str
     changes: tuple[Change, ...] = ()
     is_failure: bool = False
+    code: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,13 +328,18 @@ class Status(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How one action ended. ``fixed`` is said only after the node was looked at again."""
+    """How one action ended. ``fixed`` is said only after the node was looked at again.
+
+    ``backup`` names the copies that were made on the node before anything was changed.
+    """
 
     id: ResourceId
     status: Status
     detail: str = ""
     changes: tuple[Change, ...] = ()
     severity: int = 2
+    number: int = 1
+    backup: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -348,6 +432,8 @@ class Report:
     outcomes: tuple[Outcome, ...]
     runs: tuple[Run, ...]
     resources: Mapping[ResourceId, Resource]
+    limited: bool = False
+    """Whether it looked at a part of the fleet only."""
 
     @property
     def unknown(self) -> tuple[Observation, ...]:

@@ -23,6 +23,11 @@ class Observer:
     ) -> None:
         self.settings, self.variables = settings, variables
         self.on_run, self.on_node = on_run, on_node
+        self._fence: tuple[int, Callable[[], None]] | None = None
+
+    def fence(self, epoch: int, done: Callable[[], None]) -> None:
+        """Let the next look tell every node of ``epoch``, so that it refuses a controller that was taken over."""
+        self._fence = (epoch, done)
 
     def observe(self, resources: Iterable[Resource], *, fresh: bool = False) -> Observed:
         """Facts of the resources. A node that stays silent is asked a second time before it counts as unknown."""
@@ -35,6 +40,9 @@ class Observer:
             seen = seen.merged(self._ask(silent, fresh=True))
         for state in seen.nodes.values():
             self.on_node(state)
+        if self._fence:
+            self._fence[1]()
+            self._fence = None
         return seen
 
     def _ask(self, wanted: Mapping[str, list[Resource]], *, fresh: bool) -> Observed:
@@ -55,7 +63,10 @@ class Observer:
         privileged = False
         with runner.Workspace() as workspace:
             for name, resources in wanted.items():
-                request, groups[name] = requests.looks(resources, self.variables[name], fresh=fresh)
+                epoch = self._fence[0] if self._fence else None
+                request, groups[name] = requests.looks(
+                    resources, self.variables[name], fresh=fresh, epoch=epoch
+                )
                 privileged |= any(batch["become"] for batch in request["batches"])
                 workspace.request(name, request)
             self.on_run("observe.yml", len(wanted))

@@ -3,37 +3,86 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from datetime import datetime
+from fnmatch import fnmatchcase
 from graphlib import TopologicalSorter
 
+from reconciler import windows
+from reconciler.attempts import is_due, is_flapping
 from reconciler.kinds.registry import kinds
-from reconciler.model import Action, Change, Drift, Mode, Observation, Plan, Resource, ResourceId, Skip
+from reconciler.model import (
+    Action,
+    Change,
+    Drift,
+    Limits,
+    Mode,
+    Observation,
+    Outcome,
+    Plan,
+    Repairs,
+    Resource,
+    ResourceId,
+    Skip,
+    Suspension,
+)
+from reconciler.rollout import Hold, stopped
+
+
+@dataclass(frozen=True)
+class Situation:
+    """All that a plan depends on besides what is declared and what was seen.
+
+    ``started`` is when the pass began; ``outcomes`` is what it has done so far, ``tried`` also what it could not
+    verify; ``suspensions`` are those of the command line, by target; ``retry`` tries at once what would wait.
+    """
+
+    now: datetime
+    started: datetime
+    attempt: str = ""
+    history: Mapping[ResourceId, Repairs] = field(default_factory=dict)
+    outcomes: tuple[Outcome, ...] = ()
+    tried: frozenset[ResourceId] = frozenset()
+    suspensions: Mapping[str, Suspension] = field(default_factory=dict)
+    limits: Limits = field(default_factory=Limits)
+    hold: Hold | None = None
+    retry: bool = False
 
 
 def plan(
     resources: Mapping[ResourceId, Resource],
     observations: Mapping[ResourceId, Observation],
     drifts: Mapping[ResourceId, Drift],
-    now: datetime,
-    attempted: AbstractSet[ResourceId] = frozenset(),
+    situation: Situation,
 ) -> Plan:
     """Everything that this pass will do, consequences included, so that ``--check`` can foretell it.
 
     A consequence is a repair that another one makes necessary: a service that reads a file which is about
-    to be replaced has to be restarted. ``attempted`` had their turn in this pass and get no second one.
+    to be replaced has to be restarted. What had its turn in this pass gets no second one.
     """
-    planner = _Planner(resources, observations, drifts, now, attempted)
+    planner = _Planner(resources, observations, drifts, situation)
     for rid in dependencies_first(resources):
         planner.consider(rid)
     return planner.result()
 
 
-def ready(plan: Plan, attempted: AbstractSet[ResourceId]) -> tuple[Action, ...]:
-    """The actions that wait for nothing any more."""
-    pending = {action.id for action in plan.actions} - attempted
-    return tuple(a for a in plan.actions if a.id not in attempted and not a.after & pending)
+def suspension(resource: Resource, suspensions: Mapping[str, Suspension], now: datetime) -> Suspension | None:
+    """The suspension that holds for a resource at ``now``: its declaration's, or one from the command line."""
+    declared = resource.policy.suspend
+    if declared and declared.holds(now):
+        return declared
+    for target, found in suspensions.items():
+        if found.holds(now) and covers(target, resource.id):
+            return found
+    return None
+
+
+def covers(target: str, rid: ResourceId) -> bool:
+    """Whether ``NODE``, ``NODE/KIND`` or ``NODE/KIND/NAME``, each part possibly with ``*``, means a resource."""
+    parts = target.split("/", 2)
+    return all(
+        fnmatchcase(have, wanted) for have, wanted in zip((rid.node, rid.kind, rid.name), parts, strict=False)
+    )
 
 
 def dependencies_first(resources: Mapping[ResourceId, Resource]) -> list[ResourceId]:
@@ -54,8 +103,7 @@ class _Planner:
     resources: Mapping[ResourceId, Resource]
     observations: Mapping[ResourceId, Observation]
     drifts: Mapping[ResourceId, Drift]
-    now: datetime
-    attempted: AbstractSet[ResourceId]
+    situation: Situation
     actions: dict[ResourceId, Action] = field(default_factory=dict)
     skips: dict[ResourceId, Skip] = field(default_factory=dict)
 
@@ -82,7 +130,18 @@ class _Planner:
         after = {d for d in resource.depends_on if d in self.actions} | writers
         because = str(next(iter(sorted(writers)))) if consequence and drift is None else ""
         fixable = tuple(change for change in changes if change.fixable)
-        self.actions[rid] = Action(rid, fixable, frozenset(after), because)
+        repairs = self.situation.history.get(rid, Repairs())
+        begun = repairs.open if repairs.open and repairs.open.digest == resource.digest else None
+        number = repairs.attempts + 1 if repairs.digest == resource.digest else 1
+        self.actions[rid] = Action(
+            rid,
+            fixable,
+            frozenset(after),
+            because,
+            attempt=begun.attempt if begun else self.situation.attempt,
+            number=begun.number if begun else number,
+            resumed=begun is not None,
+        )
 
     def _acting_writers(self, resource: Resource) -> set[ResourceId]:
         """Planned actions of this node that will replace a file which the resource reads."""
@@ -106,28 +165,78 @@ class _Planner:
         return kinds()[resource.id.kind].consequence(resource, observation.facts, paths[0])
 
     def _reason_to_skip(self, resource: Resource, changes: tuple[Change, ...]) -> Skip | None:
-        rid, policy = resource.id, resource.policy
-        if rid in self.attempted:
-            return Skip(rid, "had its attempt in this pass", changes)
-        if policy.suspend and policy.suspend.holds(self.now):
-            until = f" until {policy.suspend.until:%Y-%m-%d %H:%M %Z}" if policy.suspend.until else ""
-            return Skip(rid, f"suspended{until}: {policy.suspend.reason}", changes)
-        if policy.mode is Mode.WARN:
-            return Skip(rid, "mode is warn", changes)
+        """The first reason that applies: people's wishes before rules, rules before the state of others."""
+        return (
+            self._had_its_turn(resource, changes)
+            or self._unwanted(resource, changes)
+            or self._not_now(resource, changes)
+            or self._held(resource, changes)
+            or self._blocked(resource, changes)
+        )
+
+    def _had_its_turn(self, resource: Resource, changes: tuple[Change, ...]) -> Skip | None:
+        rid, situation = resource.id, self.situation
+        if rid in situation.tried or any(outcome.id == rid for outcome in situation.outcomes):
+            return Skip(resource.id, "had its attempt in this pass", changes, code="Attempted")
+        return None
+
+    def _unwanted(self, resource: Resource, changes: tuple[Change, ...]) -> Skip | None:
+        """Somebody said that it is to be left alone, or only somebody can put it right."""
+        found = suspension(resource, self.situation.suspensions, self.situation.now)
+        if found:
+            until = f" until {found.until:%Y-%m-%d %H:%M %Z}" if found.until else ""
+            by = f" by {found.owner}" if found.owner else ""
+            return Skip(resource.id, f"suspended{by}{until}: {found.reason}", changes, code="Suspended")
+        if resource.policy.mode is Mode.WARN:
+            return Skip(resource.id, "mode is warn", changes, code="OnlyWarned")
         if not any(change.fixable for change in changes):
             notes = "; ".join(dict.fromkeys(change.note for change in changes if change.note))
-            return Skip(rid, f"cannot be fixed by a role: {notes}", changes, is_failure=True)
-        return self._blocked(resource, changes)
+            reason = f"cannot be fixed by a role: {notes}"
+            return Skip(resource.id, reason, changes, is_failure=True, code="NeedsPerson")
+        return None
+
+    def _not_now(self, resource: Resource, changes: tuple[Change, ...]) -> Skip | None:
+        """Another time: after the back-off, the quarantine, or inside the window."""
+        situation, policy = self.situation, resource.policy
+        repairs = situation.history.get(resource.id, Repairs())
+        if is_flapping(repairs, situation.limits, situation.now):
+            times = max(repairs.corrections, situation.limits.max_corrections)
+            reason = (
+                f"put right {times} times lately and changed back each time: something else is changing it"
+            )
+            return Skip(resource.id, reason, changes, is_failure=True, code="Flapping")
+        if not situation.retry and not is_due(repairs, resource, situation.now):
+            reason = f"{repairs.attempts} failed in a row; next attempt at {repairs.next_attempt:%Y-%m-%d %H:%M:%S %Z}"
+            code = "AttemptsExhausted" if repairs.exhausted else "BackOff"
+            return Skip(resource.id, reason, changes, is_failure=True, code=code)
+        if policy.window:
+            moment = situation.started if policy.window.finish else situation.now
+            if not windows.is_open(policy.window, moment):
+                opening = windows.next_opening(policy.window, situation.now)
+                at = f"{opening:%Y-%m-%d %H:%M %Z}" if opening else "no time that ever comes"
+                reason = f"outside its maintenance window, which opens at {at}"
+                return Skip(resource.id, reason, changes, code="OutsideWindow")
+        return None
+
+    def _held(self, resource: Resource, changes: tuple[Change, ...]) -> Skip | None:
+        """Something is wrong with the change itself: too many nodes at once, or it failed elsewhere."""
+        rid, hold = resource.id, self.situation.hold
+        if not kinds()[rid.kind].CHANGES_NODE:
+            return None
+        if hold and rid.node != hold.canary:
+            return Skip(rid, hold.reason, changes, is_failure=True, code="MassChange")
+        reason = stopped(rid, self.situation.outcomes)
+        if reason:
+            return Skip(rid, reason, changes, is_failure=True, code="RolloutStopped")
+        return None
 
     def _blocked(self, resource: Resource, changes: tuple[Change, ...]) -> Skip | None:
         for dependency in resource.depends_on:
             if dependency in self.skips:
-                return Skip(
-                    resource.id, f"waits for {dependency}, which is not as desired", changes, is_failure=True
-                )
+                reason = f"waits for {dependency}, which is not as desired"
+                return Skip(resource.id, reason, changes, is_failure=True, code="DependencyNotReady")
             observation = self.observations.get(dependency)
             if observation is not None and not observation.is_known:
-                return Skip(
-                    resource.id, f"waits for {dependency}, whose state is unknown", changes, is_failure=True
-                )
+                reason = f"waits for {dependency}, whose state is unknown"
+                return Skip(resource.id, reason, changes, is_failure=True, code="DependencyNotReady")
         return None

@@ -248,20 +248,8 @@ def events(rows: Iterable[Mapping[str, Any]], out: Console) -> None:
 
 def explanation(document: Mapping[str, Any], out: Console) -> None:
     """One resource in full."""
-    condition = document["condition"]
     out.print(Text(document["id"], "bold"))
-    if condition is None:
-        out.print("never looked at: run a pass")
-    else:
-        text = Text.assemble(("condition  ", "dim"), (condition["reason"], STYLES[condition["status"]]))
-        out.print(text + Text(f" since {condition['since']}, last seen {condition['seen']}"), soft_wrap=True)
-        if condition["message"]:
-            out.print(Text(f"           {condition['message']}"), soft_wrap=True)
-        for change in condition["details"].get("changes", []):
-            out.print(Text(f"           {change_text(change)}"), soft_wrap=True)
-        observed = condition["details"].get("observed")
-        for key, value in observed.items() if isinstance(observed, dict) else ():
-            out.print(Text.assemble((f"  {key:<14}", "dim"), short(value)), soft_wrap=True)
+    _condition(document["condition"], out)
     out.print(Text.assemble(("declared   ", "dim"), document["declared_at"]), soft_wrap=True)
     if isinstance(document["desired"], str):
         out.print(Text.assemble(("desired    ", "dim"), document["desired"]))
@@ -280,9 +268,32 @@ def explanation(document: Mapping[str, Any], out: Console) -> None:
     )
     out.print(
         Text.assemble(
-            ("attempts   ", "dim"), f"{document['attempts_in_episode']} since it was last as desired"
+            ("attempts   ", "dim"), f"{document['attempts_in_episode']} failed since it was last as desired"
         )
     )
+    for key, label in (
+        ("next_attempt", "next try   "),
+        ("quarantined_until", "quarantine "),
+        ("interrupted_attempt", "to finish  "),
+    ):
+        if document[key]:
+            out.print(Text.assemble((label, "dim"), document[key]))
     if document["events"]:
         out.print()
         events(reversed(document["events"]), out)
+
+
+def _condition(condition: Mapping[str, Any] | None, out: Console) -> None:
+    """How it stands, since when, and what the node said."""
+    if condition is None:
+        out.print("never looked at: run a pass")
+        return
+    text = Text.assemble(("condition  ", "dim"), (condition["reason"], STYLES[condition["status"]]))
+    out.print(text + Text(f" since {condition['since']}, last seen {condition['seen']}"), soft_wrap=True)
+    if condition["message"]:
+        out.print(Text(f"           {condition['message']}"), soft_wrap=True)
+    for change in condition["details"].get("changes", []):
+        out.print(Text(f"           {change_text(change)}"), soft_wrap=True)
+    observed = condition["details"].get("observed")
+    for key, value in observed.items() if isinstance(observed, dict) else ():
+        out.print(Text.assemble((f"  {key:<14}", "dim"), short(value)), soft_wrap=True)

@@ -40,7 +40,9 @@ def as_json(report: Report) -> dict[str, Any]:
             }
             for action in report.plan.actions
         ],
-        "skipped": [{**_identity(report, skip.id), "reason": skip.reason} for skip in report.plan.skips],
+        "skipped": [
+            {**_identity(report, skip.id), "reason": skip.reason, "code": skip.code} for skip in report.plan.skips
+        ],
         "outcomes": [_outcome(report, outcome) for outcome in report.outcomes],
         "unknown": [{**_identity(report, o.id), "reason": o.unknown} for o in report.unknown],
         "counts": counts(report),
@@ -107,4 +109,6 @@ def _outcome(report: Report, outcome: Outcome) -> dict[str, Any]:
         "detail": outcome.detail or None,
         "changes": [change_details(change) for change in outcome.changes],
         "severity": outcome.severity,
+        "attempt": outcome.number,
+        "backup": list(outcome.backup),
     }

@@ -43,11 +43,12 @@ def acts(resource: Resource) -> bool:
 
 
 def looks(
-    resources: Iterable[Resource], variables: Mapping[str, Any], *, fresh: bool
+    resources: Iterable[Resource], variables: Mapping[str, Any], *, fresh: bool, epoch: int | None = None
 ) -> tuple[dict[str, Any], list[list[Resource]]]:
     """The observing request of one node, and which resources each of its batches asks for.
 
-    There is one batch, and so one round trip, per privilege that looking needs.
+    There is one batch, and so one round trip, per privilege that looking needs. With ``epoch`` the node is told
+    of a new controller, which is all that a look ever writes.
     """
     by_privilege: dict[bool, list[Resource]] = defaultdict(list)
     for resource in resources:
@@ -55,14 +56,19 @@ def looks(
         by_privilege[resource.policy.allow_become and model.OBSERVE_PRIVILEGED].append(resource)
     groups = [by_privilege[privileged] for privileged in sorted(by_privilege)]
     batches = [
-        _batch(group, variables, privileged=privileged, fresh=fresh)
+        _batch(group, variables, privileged=privileged, fresh=fresh, epoch=epoch)
         for privileged, group in zip(sorted(by_privilege), groups, strict=True)
     ]
     return {"batches": batches}, groups
 
 
 def _batch(
-    resources: list[Resource], variables: Mapping[str, Any], *, privileged: bool, fresh: bool
+    resources: list[Resource],
+    variables: Mapping[str, Any],
+    *,
+    privileged: bool,
+    fresh: bool,
+    epoch: int | None,
 ) -> dict[str, Any]:
     nonce = f"@@{secrets.token_hex(12)}@@"
     probes = [
@@ -73,7 +79,9 @@ def _batch(
         }
         for r in resources
     ]
-    request = {"nonce": nonce, "probes": probes, "environment": environment(variables)}
+    request: dict[str, Any] = {"nonce": nonce, "probes": probes, "environment": environment(variables)}
+    if epoch is not None:
+        request["fence"] = epoch
     sources = {kind: probe_path(kind) for kind in sorted({r.id.kind for r in resources})}
     every = [r.args["fresh_login_every"] for r in resources if "fresh_login_every" in r.args]
     return {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 from rich.console import Console
@@ -12,9 +13,10 @@ from rich.text import Text
 
 from reconciler.desired.load import Desired
 from reconciler.desired.places import suggestion
-from reconciler.model import SECRET, ConfigurationError, Problem, ResourceId
+from reconciler.model import SECRET, ConfigurationError, Problem, Repairs, ResourceId
+from reconciler.plan import suspension
 from reconciler.render import STYLES, change_text
-from reconciler.store import Store
+from reconciler.store import Store, now_text
 
 MARKS = {"True": "✓", "False": "✗", "Unknown": "?"}
 
@@ -116,7 +118,9 @@ def explain_lines(text: str, desired: Desired, store: Store) -> dict[str, Any]:
     resource = desired.resources.get(rid)
     if resource is None:
         raise ConfigurationError([Problem(f"{text} is not declared", hint=suggestion(text, known))])
-    policy = resource.policy
+    policy, now = resource.policy, datetime.now(UTC)
+    repairs = store.history(desired.limits, now).get(rid, Repairs())
+    suspended = suspension(resource, store.suspensions(), now)
     shown = _without_bodies(resource.args)
     return {
         "id": str(rid),
@@ -128,7 +132,8 @@ def explain_lines(text: str, desired: Desired, store: Store) -> dict[str, Any]:
             "max_attempts": policy.max_attempts,
             "ignore": sorted(policy.ignore),
             "allow_become": policy.allow_become,
-            "suspended": policy.suspend.reason if policy.suspend else None,
+            "window": f"{policy.window.cron} ({policy.window.timezone})" if policy.window else None,
+            "suspended": suspended.reason if suspended else None,
         },
         "depends_on": [
             {
@@ -138,7 +143,10 @@ def explain_lines(text: str, desired: Desired, store: Store) -> dict[str, Any]:
             for dependency in resource.depends_on
         ],
         "condition": store.condition(str(rid)),
-        "attempts_in_episode": store.attempts(str(rid)),
+        "attempts_in_episode": repairs.attempts,
+        "next_attempt": now_text(repairs.next_attempt) if repairs.next_attempt else None,
+        "quarantined_until": now_text(repairs.quarantined_until) if repairs.quarantined_until else None,
+        "interrupted_attempt": repairs.open.attempt if repairs.open else None,
         "events": store.events(issue_key=str(rid), limit=10),
     }
 

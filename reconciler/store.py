@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import sqlite_utils
 from sqlite_utils.db import NotFoundError
 
-from reconciler.model import ConfigurationError, Event, Problem, Status
+from reconciler.model import (
+    Change,
+    ConfigurationError,
+    Event,
+    LeaseLostError,
+    Limits,
+    OpenAttempt,
+    Problem,
+    Repairs,
+    ResourceId,
+    Status,
+    Suspension,
+)
 
 BUSY_SECONDS = 10.0
-
-
-class BusyError(Exception):
-    """Another pass holds the store; the message says which."""
 
 
 # Any failure of the database below; named here so that nobody else has to know what is underneath.
@@ -94,12 +101,38 @@ def _m003_alerts(db: sqlite_utils.Database) -> None:
     """)
 
 
+def _m004_safety(db: sqlite_utils.Database) -> None:
+    db.conn.executescript("""
+        CREATE TABLE IF NOT EXISTS lease (
+            id INTEGER PRIMARY KEY CHECK (id = 1), epoch INTEGER NOT NULL, holder TEXT NOT NULL, boot TEXT NOT NULL,
+            clock REAL NOT NULL, renewed TEXT NOT NULL, fence_due INTEGER NOT NULL DEFAULT 0
+        );
+        CREATE TABLE IF NOT EXISTS attempts (
+            issue_key TEXT PRIMARY KEY, attempt TEXT NOT NULL, number INTEGER NOT NULL, digest TEXT NOT NULL,
+            is_undoing INTEGER NOT NULL DEFAULT 0, before TEXT NOT NULL, started TEXT NOT NULL
+        );
+        CREATE TABLE IF NOT EXISTS repairs (
+            issue_key TEXT PRIMARY KEY, attempts INTEGER NOT NULL, digest TEXT NOT NULL, last_attempt TEXT,
+            next_attempt TEXT, exhausted INTEGER NOT NULL DEFAULT 0, counted_from TEXT, quarantined_until TEXT
+        );
+        CREATE TABLE IF NOT EXISTS suspensions (
+            target TEXT PRIMARY KEY, reason TEXT NOT NULL, owner TEXT NOT NULL, until TEXT, created TEXT NOT NULL
+        );
+        CREATE TABLE IF NOT EXISTS holds (name TEXT PRIMARY KEY, details TEXT NOT NULL, since TEXT NOT NULL);
+    """)
+
+
 # Each may run again over its own half-done work: a process can end in the middle of one.
-MIGRATIONS: tuple[Callable[[sqlite_utils.Database], None], ...] = (_m001_initial, _m002_search, _m003_alerts)
+MIGRATIONS: tuple[Callable[[sqlite_utils.Database], None], ...] = (
+    _m001_initial,
+    _m002_search,
+    _m003_alerts,
+    _m004_safety,
+)
 
 
 class Store:
-    """Events and conditions. One writer at a time: :meth:`exclusive` is held for a whole pass."""
+    """Events, attempts and conditions. What a pass writes, it writes under its lease: see ``lease.py``."""
 
     def __init__(self, path: Path | None) -> None:
         """Open, creating what is missing. ``None`` keeps everything in memory (for tests)."""
@@ -136,29 +169,20 @@ class Store:
             self.db.conn.commit()
 
     @contextmanager
-    def exclusive(self, run_id: str) -> Iterator[None]:
-        """Keep every other pass over this store out. Raises BusyError at once where one is under way.
+    def transaction(self, epoch: int | None = None) -> Iterator[None]:
+        """All of what is written inside, or nothing. With ``epoch``: only while that lease holds.
 
-        A lock on a file beside the database, which the system drops with its holder: a killed pass
-        leaves nothing behind that somebody has to clear.
+        Raises LeaseLostError where another controller has taken over. Writing first takes the write lock, so
+        nobody can take the lease between the check and the end of the transaction.
         """
-        if self.path is None:
+        with self.db.atomic():
+            if epoch is not None:
+                held = self.db.execute("UPDATE lease SET epoch = epoch WHERE id = 1 AND epoch = ?", [epoch])
+                if held.rowcount != 1:
+                    raise LeaseLostError(
+                        "another controller has taken over; it carries on with what was begun"
+                    )
             yield
-            return
-        lock = self.path.with_name(self.path.name + ".lock")
-        handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                holder = os.read(handle, 200).decode(errors="replace").strip() or "unknown"
-                raise BusyError(f"another pass is under way ({holder})") from None
-            os.ftruncate(handle, 0)
-            os.pwrite(handle, f"{run_id}, process {os.getpid()}".encode(), 0)
-            yield
-            os.ftruncate(handle, 0)
-        finally:
-            os.close(handle)
 
     # --- events ---
 
@@ -178,7 +202,8 @@ class Store:
             for event in events
         ]
         if rows:
-            self.db.table("guardian_events").insert_all(rows)
+            with self.db.atomic():
+                self.db.table("guardian_events").insert_all(rows)
 
     def events(
         self,
@@ -213,14 +238,144 @@ class Store:
         rows = list(self.db.query(sql, arguments))
         return [{**row, "details": json.loads(row["details"])} for row in rows]
 
-    def attempts(self, issue_key: str) -> int:
-        """How many repairs of this resource began since it was last as desired."""
-        row = self.db.execute(
-            "SELECT count(*) FROM guardian_events WHERE issue_key = ? AND status = 'fixing' AND id > "
-            "coalesce((SELECT max(id) FROM guardian_events WHERE issue_key = ? AND status = 'fixed'), 0)",
-            [issue_key, issue_key],
-        ).fetchone()
-        return int(row[0])
+    # --- attempts and what came of them ---
+
+    def history(self, limits: Limits, now: datetime) -> dict[ResourceId, Repairs]:
+        """What was tried on every resource that is not simply as desired."""
+        found: dict[ResourceId, Repairs] = {}
+        counted = self._corrections(_exact(now - timedelta(seconds=limits.corrections_window)))
+        rows = {row["issue_key"]: row for row in self.db.query("SELECT * FROM repairs")}
+        begun = {str(attempt.id): attempt for attempt in self.open_attempts()}
+        for key in {*rows, *begun, *counted}:
+            row = rows.get(key, {})
+            found[ResourceId.parse(key)] = Repairs(
+                attempts=row.get("attempts", 0),
+                digest=row.get("digest", ""),
+                last_attempt=_moment(row.get("last_attempt")),
+                next_attempt=_moment(row.get("next_attempt")),
+                exhausted=bool(row.get("exhausted")),
+                corrections=counted.get(key, 0),
+                quarantined_until=_moment(row.get("quarantined_until")),
+                open=begun.get(key),
+            )
+        return found
+
+    def _corrections(self, since: str | None) -> dict[str, int]:
+        """How often each resource was put right since then though nobody had changed its declaration."""
+        rows = self.db.query(
+            "SELECT e.issue_key, count(*) AS times FROM guardian_events e LEFT JOIN repairs r USING (issue_key)"
+            " WHERE e.timestamp >= max(?, coalesce(r.counted_from, '')) AND e.status = 'fixed' AND e.fix_attempts > 0"
+            " AND json_extract(e.details, '$.cause') = 'corrective' GROUP BY e.issue_key",
+            [since],
+        )
+        return {row["issue_key"]: row["times"] for row in rows}
+
+    def set_repairs(self, rid: ResourceId, repairs: Repairs) -> None:
+        """Write what was tried on one resource; ``corrections`` and ``open`` are kept elsewhere."""
+        row = {
+            "attempts": repairs.attempts,
+            "digest": repairs.digest,
+            "last_attempt": _exact(repairs.last_attempt),
+            "next_attempt": _exact(repairs.next_attempt),
+            "exhausted": int(repairs.exhausted),
+            "quarantined_until": _exact(repairs.quarantined_until),
+        }
+        with self.db.atomic():
+            self.db.table("repairs").upsert({"issue_key": str(rid), **row}, pk="issue_key")
+
+    def forget_repairs(self, rid: ResourceId, *, counted_from: datetime | None = None) -> None:
+        """Begin anew: it is as desired, or somebody says that it may be tried; corrections count from then on."""
+        with self.db.atomic():
+            if counted_from is None:
+                self.db.execute(
+                    "UPDATE repairs SET attempts = 0, digest = '', last_attempt = NULL, next_attempt = NULL,"
+                    " exhausted = 0 WHERE issue_key = ?",
+                    [str(rid)],
+                )
+                return
+            row = {"issue_key": str(rid), "attempts": 0, "digest": "", "counted_from": _exact(counted_from)}
+            self.db.table("repairs").insert(row, replace=True)
+
+    def begin_attempts(self, attempts: Iterable[OpenAttempt]) -> None:
+        """Put attempts on record before anything is done."""
+        with self.db.atomic():
+            self.db.table("attempts").upsert_all(
+                [
+                    {
+                        "issue_key": str(attempt.id),
+                        "attempt": attempt.attempt,
+                        "number": attempt.number,
+                        "digest": attempt.digest,
+                        "is_undoing": int(attempt.is_undoing),
+                        "before": json.dumps([asdict(change) for change in attempt.before], default=str),
+                        "started": now_text(datetime.now(UTC)),
+                    }
+                    for attempt in attempts
+                ],
+                pk="issue_key",
+            )
+
+    def undo_begins(self, ids: Iterable[ResourceId]) -> None:
+        """From here on these attempts are only ever undone."""
+        with self.db.atomic():
+            for rid in ids:
+                self.db.execute("UPDATE attempts SET is_undoing = 1 WHERE issue_key = ?", [str(rid)])
+
+    def end_attempts(self, ids: Iterable[ResourceId]) -> None:
+        """They have an end on record."""
+        with self.db.atomic():
+            for rid in ids:
+                self.db.execute("DELETE FROM attempts WHERE issue_key = ?", [str(rid)])
+
+    def open_attempts(self) -> list[OpenAttempt]:
+        """Attempts that began and have no end on record."""
+        return [
+            OpenAttempt(
+                ResourceId.parse(row["issue_key"]),
+                row["attempt"],
+                row["number"],
+                row["digest"],
+                bool(row["is_undoing"]),
+                tuple(Change(**change) for change in json.loads(row["before"])),
+            )
+            for row in self.db.query("SELECT * FROM attempts ORDER BY started, issue_key")
+        ]
+
+    # --- what people said ---
+
+    def suspensions(self) -> dict[str, Suspension]:
+        """Suspensions from the command line, by target."""
+        return {
+            row["target"]: Suspension(row["reason"], row["owner"], _moment(row["until"]))
+            for row in self.db.query("SELECT * FROM suspensions ORDER BY target")
+        }
+
+    def suspend(self, target: str, found: Suspension) -> None:
+        """Leave what ``target`` covers alone; an earlier suspension of the same target is replaced."""
+        row = {"target": target, "reason": found.reason, "owner": found.owner, "until": _exact(found.until)}
+        with self.db.atomic():
+            self.db.table("suspensions").upsert({**row, "created": now_text(datetime.now(UTC))}, pk="target")
+
+    def resume(self, target: str) -> bool:
+        """End the suspension of exactly this target; False where there is none."""
+        with self.db.atomic():
+            return self.db.execute("DELETE FROM suspensions WHERE target = ?", [target]).rowcount > 0
+
+    def hold(self, name: str) -> dict[str, Any] | None:
+        """What is held under this name, or None."""
+        for row in self.db.query("SELECT * FROM holds WHERE name = ?", [name]):
+            found: dict[str, Any] = json.loads(row["details"])
+            return found
+        return None
+
+    def set_hold(self, name: str, details: Mapping[str, Any] | None) -> None:
+        """Hold, or let go (None)."""
+        with self.db.atomic():
+            if details is None:
+                self.db.execute("DELETE FROM holds WHERE name = ?", [name])
+            else:
+                row = {"name": name, "details": json.dumps(details), "since": now_text(datetime.now(UTC))}
+                self.db.table("holds").upsert(row, pk="name")
 
     # --- conditions and passes ---
 
@@ -238,7 +393,7 @@ class Store:
 
     def set_conditions(self, rows: Iterable[Mapping[str, Any]], forget: Iterable[str] = ()) -> None:
         """Write conditions; ``forget`` names those whose declaration is gone."""
-        with self.db.conn:
+        with self.db.atomic():
             prepared = [
                 {**row, "details": json.dumps(row["details"], ensure_ascii=False, default=str)}
                 for row in rows
@@ -249,7 +404,7 @@ class Store:
 
     def set_pass(self, row: Mapping[str, Any]) -> None:
         """Record a pass; the last 1,000 are kept."""
-        with self.db.conn:
+        with self.db.atomic():
             self.db.table("passes").insert({**row, "counts": json.dumps(row["counts"])}, replace=True)
             self.db.execute(
                 "DELETE FROM passes WHERE run_id NOT IN (SELECT run_id FROM passes ORDER BY started DESC LIMIT 1000)"
@@ -265,6 +420,15 @@ class Store:
 def now_text(moment: datetime) -> str:
     """A time as the store writes it: UTC, ISO 8601, seconds."""
     return moment.astimezone(UTC).isoformat(timespec="seconds")
+
+
+def _exact(moment: datetime | None) -> str | None:
+    """A time that decides something: to the millisecond, so that it compares as text with those of events."""
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds") if moment else None
+
+
+def _moment(text: str | None) -> datetime | None:
+    return datetime.fromisoformat(text) if text else None
 
 
 def _quoted_words(text: str) -> str:

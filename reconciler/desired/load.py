@@ -20,10 +20,19 @@ from reconciler.desired.between import Between, Entry
 from reconciler.desired.models import ALWAYS_PROTECTED, Header
 from reconciler.desired.places import Document, pattern_hint, read, suggestion
 from reconciler.inventory import Inventory
-from reconciler.kinds.base import Context, Declaration, FieldError, PolicyFields, Resolved, seconds
+from reconciler.kinds.base import (
+    Context,
+    Declaration,
+    FieldError,
+    MaintenanceWindow,
+    PolicyFields,
+    Resolved,
+    seconds,
+)
 from reconciler.kinds.registry import sections
 from reconciler.model import (
     ConfigurationError,
+    Limits,
     Mark,
     Mode,
     Policy,
@@ -40,7 +49,8 @@ class Desired:
 
     resources: Mapping[ResourceId, Resource]
     protected: tuple[str, ...]
-    max_changed_nodes: str
+    limits: Limits = field(default_factory=Limits)
+    backup_retention_days: int = 7
     documents: Mapping[str, Document] = field(default_factory=dict, repr=False)
 
     def of(self, nodes: Iterable[str], kinds: Iterable[str] | None = None) -> Desired:
@@ -82,8 +92,8 @@ class _Loader:
         between.check_paths(self._protected())
         self.problems += between.problems
         self._stop_on_problems()
-        limit = (self.header.limits.max_changed_nodes) if self.header.limits else "100%"
-        return Desired(self._ordered(resources), self._protected(), limit, self.documents)
+        days = self.header.backup_retention_days or 7
+        return Desired(self._ordered(resources), self._protected(), self._limits(), days, self.documents)
 
     def _stop_on_problems(self) -> None:
         if self.problems:
@@ -281,7 +291,9 @@ class _Loader:
         for layer in layers:
             for name in PolicyFields.model_fields if layer else ():
                 value = getattr(layer, name)
-                if value is not None and (name != "mode" or isinstance(value, Mode)):
+                if isinstance(value, MaintenanceWindow):
+                    found[name] = value.window()
+                elif value is not None and (name != "mode" or isinstance(value, Mode)):
                     found[name] = seconds(value) if name.endswith("interval") else value
         suspend = declaration.suspend
         return Policy(
@@ -301,6 +313,14 @@ class _Loader:
         rid = resource.id
         message = f"{rid.kind} {rid.name!r} is declared twice for {rid.node}; first at {first.declared_at}"
         self.problems.append(Problem(message, resource.declared_at, "keep one, or let their nodes differ"))
+
+    def _limits(self) -> Limits:
+        given = self.header.limits
+        found: dict[str, Any] = dict(given) if given else {}
+        for name in ("corrections_window", "quarantine", "unknown_alert_after"):
+            if name in found:
+                found[name] = seconds(found[name])
+        return Limits(**found)
 
     def _protected(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys([*ALWAYS_PROTECTED, *(self.header.protected or ())]))

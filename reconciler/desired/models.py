@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, create_model
 
-from reconciler.kinds.base import PolicyFields, Strict
+from reconciler.kinds.base import Duration, PolicyFields, Strict
 from reconciler.kinds.registry import kinds
 
 # Never written to, whatever is declared: people and other programs own these files.
@@ -24,7 +24,17 @@ class Limits(Strict):
     """Guards over a whole pass."""
 
     max_changed_nodes: Annotated[str, AfterValidator(_share)] = Field("100%", examples=["30%", "5"])
-    """The largest part of the fleet that one pass may change."""
+    """The largest part of the fleet that one pass may change. A pass that would change more changes one node."""
+    batch_size: Annotated[str, AfterValidator(_share)] = Field("50%", examples=["25%", "10"])
+    """After the first node, how many nodes get the same change at once."""
+    max_corrections: int = Field(5, ge=1, le=1000, examples=[5])
+    """How often a resource may be put right within the window before it is left alone, with an alert."""
+    corrections_window: Duration = Field("1h", examples=["1h"])
+    """The window in which corrections are counted."""
+    quarantine: Duration = Field("1d", examples=["1d"])
+    """How long a resource is left alone that something else keeps changing back."""
+    unknown_alert_after: Duration = Field("15m", examples=["15m"])
+    """How long a node may be silent, or a resource unknown, before somebody is told."""
 
 
 def _defaults_model() -> type[PolicyFields]:
@@ -53,3 +63,5 @@ class Header(Strict):
     """Guards over a whole pass."""
     protected: list[str] | None = Field(None, examples=[["~/.ssh/authorized_keys", "projects.json"]])
     """Paths, glob patterns or bare file names that are never written to, on any node."""
+    backup_retention_days: int | None = Field(None, ge=1, le=3650, examples=[7])
+    """How long copies that were made before a change stay on the node (7 where nothing is said)."""

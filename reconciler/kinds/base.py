@@ -9,11 +9,12 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from reconciler.model import Change, Mode, Resource
+from reconciler import windows
+from reconciler.model import Change, Mode, Resource, Window
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -87,6 +88,30 @@ class Suspend(Strict):
         return self.until if self.until.tzinfo else self.until.replace(tzinfo=UTC)
 
 
+class MaintenanceWindow(Strict):
+    """When repairs may begin; drift is seen and told at any time."""
+
+    cron: str = Field(min_length=1, max_length=100, examples=["0 2 * * 1-5"])
+    """When it opens: minute, hour, day, month, weekday."""
+    duration: Duration = Field(examples=["3h"])
+    """How long it stays open."""
+    timezone: str = Field("UTC", examples=["Europe/Berlin"])
+    """Whose clock the expression means."""
+    overrun: Literal["stop", "finish"] = Field("stop", examples=["finish"])
+    """At its end: begin nothing new (stop), or finish the pass that began inside (finish)."""
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> Self:
+        found = windows.problem(self.window())
+        if found:
+            raise ValueError(f"{found[0]}: {found[1]}" + (f"; {found[2]}" if found[2] else ""))
+        return self
+
+    def window(self) -> Window:
+        """As the plan understands it."""
+        return Window(self.cron, seconds(self.duration), self.timezone, self.overrun == "finish")
+
+
 class PolicyFields(Strict):
     """How drift of a resource is treated. Unset fields come from ``defaults``, then from the node's variables."""
 
@@ -98,6 +123,8 @@ class PolicyFields(Strict):
     """How long after a failed repair the next one may start."""
     max_attempts: int | None = Field(None, ge=1, le=100, examples=[2])
     """Repairs tried within one episode before somebody is told."""
+    window: MaintenanceWindow | None = None
+    """When repairs may begin; at any time where nothing is said."""
 
 
 class Declaration(PolicyFields):
@@ -115,10 +142,14 @@ class Declaration(PolicyFields):
     """Whether a repair is verified over a new connection, because it could have cut us off."""
     UNSTEADY: ClassVar[tuple[str, ...]] = ()
     """Fields whose observed value moves by itself (a service that keeps dying): an undo need not restore it exactly."""
+    CHANGES_NODE: ClassVar[bool] = True
+    """Whether a repair changes the node itself, so that it is tried on one node before the others."""
     SHARES_PATHS: ClassVar[bool] = False
     """Whether several resources may write the same path, each its own part of it."""
     OBSERVE_PRIVILEGED: ClassVar[bool] = True
     """Whether looking needs the privilege that fixing needs (where ``allow_become`` grants it)."""
+    PROPOSABLE: ClassVar[str] = ""
+    """The field that an analyzer may propose a value for where the declaration has none; this model validates it."""
 
     name: Name = Field(examples=["task-wrapper"])
     """What the resource is called; unique per kind and node."""

@@ -60,6 +60,26 @@ def probe(modules, request, connection):
     return answer
 
 
+FAILPOINTS = (
+    "saved",  # copies were made; the journal does not know of them
+    "backed-up",  # the journal knows of them; nothing was changed
+    "applying",  # the journal says that the change begins
+    "changed",  # the change was made; the journal does not say so
+    "applied",  # it does
+    "restoring",  # the undo was asked for, and not begun
+    "restored",  # the undo was made; the journal does not say so
+    "rolled-back",  # it does
+)
+
+
+def reached(name):
+    """Stand still here until a test ends this process: RECONCILER_FAILPOINT=node:NAME. Leaves a mark to be found."""
+    if os.environ.get("RECONCILER_FAILPOINT") == "node:" + name:
+        with open(os.path.join(os.path.expanduser("~"), "failpoint"), "w") as stream:
+            stream.write("%d" % os.getpid())
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+
 class Step:
     """One step with one resource: under the node's lock, after its guards, journalled before it is taken."""
 
@@ -78,6 +98,7 @@ class Step:
         if self.request["check"]:
             return self.foretell()
         with self.writing.node_lock(self.request.get("lock_timeout", 30)):
+            self.writing.refuse_stale(self.request.get("epoch"))
             return {"backup": self.back_up, "apply": self.apply, "rollback": self.roll_back}[
                 self.request["step"]
             ]()
@@ -98,9 +119,11 @@ class Step:
         changes = self.lib.pending(self.probe, self.resource)
         if not changes:
             return {"changed": False, "changes": []}
-        self.writing.prune_journal(self.request.get("keep_days", 7))
+        self.writing.prune_journal(self.request.get("keep_days", 7), self.request.get("keep") or ())
         saved = self.steps.backup(self.resource, self.request["attempt"])
+        reached("saved")
         self.note("backed up", saved)
+        reached("backed-up")
         return {"changed": False, "saved": self.writing.backups_in(saved), "changes": changes}
 
     def apply(self):
@@ -116,8 +139,11 @@ class Step:
             )
         shown = self.difference()
         self.note("applying", record["saved"])
+        reached("applying")
         detail = self.steps.apply(self.resource, record["saved"])
+        reached("changed")
         self.note("applied", record["saved"])
+        reached("applied")
         self.refuse_what_only_people_can_do()
         return {"changed": True, "detail": detail or "", "changes": changes, "difference": shown}
 
@@ -126,8 +152,11 @@ class Step:
         record = self.writing.read_journal(*self.journal)
         if record is None:
             return {"changed": False, "detail": "nothing was saved, so nothing was changed"}
+        reached("restoring")
         detail = self.steps.rollback(self.resource, record["saved"])
+        reached("restored")
         self.note("rolled back", record["saved"])
+        reached("rolled-back")
         return {"changed": True, "detail": detail or ""}
 
     def note(self, state, saved):
@@ -171,6 +200,9 @@ def main(lib, sources, request, connection):
         except Exception as error:
             answer["failed"] = "%s: %s" % (type(error).__name__, error)
     else:
+        if "fence" in request:
+            modules["writing"].lib = lib
+            modules["writing"].remember_epoch(request["fence"])
         prepare(modules, request["probes"])
         answer["probes"] = [
             {"error": broken[item["kind"]]} if item["kind"] in broken else probe(modules, item, connection)

@@ -218,16 +218,17 @@ def write_journal(kind, name, attempt, state, saved):
     write_atomically(path, json.dumps(record).encode(), 0o600)
 
 
-def prune_journal(keep_days):
+def prune_journal(keep_days, keep=()):
     """Remove journals, and the backups they name, that are older than ``keep_days`` days.
 
-    An attempt that began to change something and never came to an end is kept: what it saved may be needed.
+    An attempt that began to change something and never came to an end is kept, and so are those in ``keep``, which
+    the controller has not verified: what they saved may be needed.
     """
     root = os.path.join(state_directory(), "journal")
     limit = time.time() - keep_days * 86400
     for attempt in os.listdir(root) if os.path.isdir(root) else ():
         directory = os.path.join(root, attempt)
-        if os.stat(directory).st_mtime > limit:
+        if attempt in keep or os.stat(directory).st_mtime > limit:
             continue
         for name in os.listdir(directory):
             path = os.path.join(directory, name)
@@ -254,6 +255,40 @@ def backups_in(saved):
     if isinstance(saved, list):
         return [path for value in saved for path in backups_in(value)]
     return []
+
+
+def refuse_stale(epoch):
+    """Raise Refused where a controller with a higher epoch was here; remember this one. By hand there is none."""
+    if epoch is None:
+        return
+    seen = highest_epoch()
+    if seen > epoch:
+        raise lib.Refused(
+            "a newer controller (epoch %d) is in charge of this node; this one (epoch %d) may not change it"
+            " (if there is none: remove %s)" % (seen, epoch, epoch_path())
+        )
+    remember_epoch(epoch)
+
+
+def epoch_path():
+    """Where the highest epoch that was seen here is kept."""
+    return os.path.join(state_directory(), "epoch")
+
+
+def highest_epoch():
+    """The highest epoch that was seen here; 0 where none was."""
+    try:
+        with open(epoch_path(), encoding="ascii") as stream:
+            return int(stream.read())
+    except (FileNotFoundError, ValueError):
+        return 0
+
+
+def remember_epoch(epoch):
+    """From now on, whoever has a lower epoch changes nothing here."""
+    if highest_epoch() < epoch:
+        os.makedirs(state_directory(), mode=0o700, exist_ok=True)
+        write_atomically(epoch_path(), b"%d" % epoch, 0o600)
 
 
 @contextlib.contextmanager

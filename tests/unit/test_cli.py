@@ -14,6 +14,7 @@ from typer.main import get_command
 
 from reconciler import __version__, runner
 from reconciler.cli import app
+from reconciler.lease import Lease
 from reconciler.model import RunError
 from reconciler.store import Store
 from tests.unit.support import ROOT, Fleet, Said, reconcile
@@ -164,12 +165,10 @@ def test_ansible_that_cannot_run_is_said_in_one_line(fleet: Fleet, monkeypatch: 
 def test_second_pass_at_once_is_told_who_is_at_work(fleet: Fleet) -> None:
     """It ends at once."""
     fleet.write(VALID)
-    store = Store(fleet.directory / "r.db")
-    with store.exclusive("run-1"):
+    with Lease(fleet.directory / "r.db", "run-1"):
         said = reconcile("--once", "--db", "r.db")
-    store.close()
     assert said.code == 1
-    assert "another pass is under way (run-1" in said.err
+    assert "another pass is under way: run-1" in said.err
 
 
 def test_explain_says_what_is_declared_and_suggests(fleet: Fleet) -> None:

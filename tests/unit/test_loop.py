@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from reconciler.desired.load import Desired
-from reconciler.loop import MAX_ROUNDS, Pass
+from reconciler.loop import Pass, Wishes
 from reconciler.model import (
     Action,
     ExitCode,
+    Limits,
     Mode,
     NodeState,
     Observation,
@@ -26,7 +27,7 @@ from reconciler.model import (
     Status,
     Suspension,
 )
-from reconciler.record import Recorder
+from reconciler.record import Bell, Context, Recorder
 from reconciler.report import as_json
 from reconciler.store import Store
 from tests.unit.support import FILE, rid, wrapper
@@ -73,10 +74,8 @@ class FakeConverger:
         actions: Sequence[Action],
         resources: Mapping[ResourceId, Resource],
         before: Observed,
-        attempt: str,
     ) -> tuple[list[Outcome], Observed]:
         """One outcome per action, and a new look at the nodes concerned."""
-        assert attempt == "run-1"
         assert before.nodes
         self.rounds.append([str(action.id) for action in actions])
         outcomes = []
@@ -87,7 +86,8 @@ class FakeConverger:
             if action.id in self.spoils:
                 self.observer.contents[self.spoils[action.id]] = "old"
             status = Status.FIXED if fixed else Status.ROLLED_BACK
-            outcomes.append(Outcome(action.id, status, "" if fixed else "it does not hold", action.changes))
+            detail = "" if fixed else "it does not hold"
+            outcomes.append(Outcome(action.id, status, detail, action.changes, number=action.number))
         nodes = {action.id.node for action in actions}
         return outcomes, self.observer.observe([r for r in resources.values() if r.id.node in nodes])
 
@@ -100,12 +100,16 @@ class World:
     resources: dict[ResourceId, Resource]
     observer: FakeObserver
     converger: FakeConverger
+    limits: Limits = field(default_factory=Limits)
+    bell: Bell | None = None
 
-    def run(self, *, check: bool = False) -> Report:
-        """One pass."""
-        recorder = Recorder(self.store, self.resources, "run-1", "abc123")
-        desired = Desired(self.resources, (), "100%")
-        made: Any = Pass(desired, self.observer, self.converger, recorder, "run-1", "abc123", check)  # type: ignore[arg-type]
+    def run(self, **wishes: Any) -> Report:
+        """One pass. Every one is a retry, so that none has to wait, unless ``retry`` says otherwise."""
+        desired = Desired(self.resources, (), self.limits)
+        recorder = Recorder(self.store, desired, Context("run-1", "abc123"), self.bell)
+        fleet = len({rid.node for rid in self.resources})
+        wanted = Wishes(**{"retry": True, "fleet": fleet, **wishes})
+        made: Any = Pass(desired, self.observer, self.converger, recorder, wanted)  # type: ignore[arg-type]
         report: Report = made.run()
         return report
 
@@ -239,9 +243,9 @@ def test_dependant_waits_while_its_dependency_is_not_as_desired(store: Store, tr
     assert ["node-1/wrapper/b"] not in fleet.converger.rounds
     (skip,) = [skip for skip in report.plan.skips if skip.id == rid("node-1/wrapper/b")]
     assert skip.reason.startswith("waits for node-2/wrapper/a")
-    assert fleet.events("node-1/wrapper/b") == ["detected", "failed"]
+    assert fleet.events("node-1/wrapper/b") == ["detected"]
     fleet.run()
-    assert fleet.events("node-1/wrapper/b") == ["detected", "failed"]
+    assert fleet.events("node-1/wrapper/b") == ["detected"]
 
 
 def test_dependency_that_is_as_desired_keeps_nobody_waiting(store: Store) -> None:
@@ -298,19 +302,13 @@ def test_resource_that_is_spoilt_by_another_repair_is_no_success(store: Store) -
     ]
 
 
-def test_chain_that_is_longer_than_the_rounds_is_no_success(store: Store) -> None:
-    """What had no turn is said; the next pass goes on where this one stopped."""
-    length = MAX_ROUNDS + 3
+def test_long_chain_is_done_in_one_pass(store: Store) -> None:
+    """One after another, however long."""
     chain = [wrapper("node-1/wrapper/w0")]
-    chain += [after(f"node-1/wrapper/w{n}", f"node-1/wrapper/w{n - 1}") for n in range(1, length)]
+    chain += [after(f"node-1/wrapper/w{n}", f"node-1/wrapper/w{n - 1}") for n in range(1, 25)]
     fleet = world(store, *chain)
-    report = fleet.run()
-    assert report.exit_code is ExitCode.NOT_FIXED
-    assert len(fleet.converger.rounds) == MAX_ROUNDS
-    assert {str(skip.id) for skip in report.plan.skips} == {
-        f"node-1/wrapper/w{n}" for n in range(MAX_ROUNDS, length)
-    }
     assert fleet.run().exit_code is ExitCode.AS_DESIRED
+    assert fleet.converger.rounds == [[f"node-1/wrapper/w{n}"] for n in range(25)]
 
 
 def test_nothing_has_two_attempts_in_one_pass(store: Store) -> None:

@@ -15,8 +15,19 @@ from packaging.version import Version
 
 from reconciler.diff import diff
 from reconciler.kinds.tool import probe
-from reconciler.model import SECRET, Drift, Mode, Observation, Policy, Resource, ResourceId, Suspension
-from reconciler.plan import plan, ready
+from reconciler.model import (
+    SECRET,
+    Drift,
+    Limits,
+    Mode,
+    Observation,
+    Policy,
+    Resource,
+    ResourceId,
+    Suspension,
+)
+from reconciler.plan import Situation, plan
+from reconciler.rollout import next_wave
 from tests.unit.support import FILE, drift, known, wrapper
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -125,7 +136,7 @@ def planned(
         for rid, (resource, state) in fleet.items()
     }
     drifts = {rid: drift(resource) for rid, (resource, state) in fleet.items() if state == "drift"}
-    return plan(resources, observations, drifts, NOW, attempted), drifts
+    return plan(resources, observations, drifts, Situation(NOW, NOW, tried=attempted)), drifts
 
 
 @given(fleets())
@@ -156,15 +167,17 @@ def test_plan_never_acts_on_what_is_unknown_suspended_or_only_watched(
 def test_nothing_is_ready_before_its_dependencies(fleet: dict[ResourceId, tuple[Resource, str]]) -> None:
     """Carried out round by round, no action runs while a dependency is not as desired."""
     found, drifts = planned(fleet)
-    wrong, done = set(drifts), set()
+    wrong, done, expected = set(drifts), set(), {action.id for action in found.actions}
     rounds = 0
-    while pending := ready(found, done):
+    while pending := next_wave(found, [], {}, Limits()):
         for action in pending:
             assert not wrong & set(fleet[action.id][0].depends_on)
         done |= {action.id for action in pending}
         wrong -= done
+        fleet |= {rid: (fleet[rid][0], "sync") for rid in done}
+        found = planned(fleet, frozenset(done))[0]
         rounds += 1
-    assert done == {action.id for action in found.actions}
+    assert done == expected
     assert rounds <= len(fleet)
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import sqlite3
-import subprocess
-import sys
 from contextlib import closing
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
@@ -14,8 +12,8 @@ from typing import Any
 import pytest
 
 from reconciler.model import ConfigurationError, Event, Status
-from reconciler.store import MIGRATIONS, BusyError, Store
-from tests.unit.support import ROOT, reconcile, rid
+from reconciler.store import MIGRATIONS, Store
+from tests.unit.support import reconcile, rid
 
 START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
@@ -124,17 +122,6 @@ def test_since_is_exact_to_the_second(filled: Store) -> None:
     assert len(filled.events(since="2026-01-02T03:08:05+00:00")) == 1
 
 
-def test_attempts_count_since_it_was_last_as_desired(store: Store) -> None:
-    """A success resets the count; other resources do not matter."""
-    key = "node-1/wrapper/w"
-    assert store.attempts(key) == 0
-    store.record([event(key, Status.FIXING), event(key, Status.FAILED), event(key, Status.FIXING)])
-    store.record([event("node-2/wrapper/w", Status.FIXED), event("node-1/wrapper/w2", Status.FIXING)])
-    assert store.attempts(key) == 2
-    store.record([event(key, Status.FIXED)])
-    assert store.attempts(key) == 0
-
-
 def test_conditions_are_replaced_and_forgotten(store: Store) -> None:
     """One row per resource."""
     row = {
@@ -227,51 +214,6 @@ def test_database_that_another_program_holds_is_readable(tmp_path: Path) -> None
     with closing(sqlite3.connect(path, isolation_level=None)) as writer:
         writer.execute("BEGIN IMMEDIATE")
         assert store.events() == []
-    store.close()
-
-
-HOLDER = """
-import sys, time
-from pathlib import Path
-from reconciler.store import Store
-store = Store(Path(sys.argv[1]))
-with store.exclusive("run-7"):
-    print("held", flush=True)
-    sys.stdin.read()
-"""
-
-
-def test_only_one_pass_at_a_time_also_across_processes(tmp_path: Path) -> None:
-    """The second is told who holds it; when the first is killed, nothing has to be cleared."""
-    path = tmp_path / "r.db"
-    store = Store(path)
-    holder = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(path)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        cwd=ROOT,
-        text=True,
-    )
-    try:
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == "held\n"
-        with pytest.raises(BusyError, match=rf"run-7, process {holder.pid}"), store.exclusive("run-8"):
-            pytest.fail("two passes at once")
-    finally:
-        holder.kill()
-        holder.communicate()
-    with store.exclusive("run-9"):
-        pass
-    store.close()
-
-
-def test_exclusivity_ends_with_the_pass_however_it_ends(tmp_path: Path) -> None:
-    """An exception lets go as well."""
-    store = Store(tmp_path / "r.db")
-    with pytest.raises(ZeroDivisionError), store.exclusive("run-1"):
-        raise ZeroDivisionError
-    with store.exclusive("run-2"):
-        assert "run-2" in (tmp_path / "r.db.lock").read_text()
     store.close()
 
 

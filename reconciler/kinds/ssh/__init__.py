@@ -20,6 +20,7 @@ class Ssh(Declaration):
         "A dead control socket is of no use to anybody: there is nothing to go back to."
     )
     VERIFY_FRESH: ClassVar[bool] = True
+    CHANGES_NODE: ClassVar[bool] = False
 
     name: Name = Field("control", examples=["control"])
     """What the resource is called; one per node is enough."""

@@ -50,12 +50,13 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             "diff": bool(self._task.diff) and not secret,
             # Variables reach an action as they were written; what they refer to has to be looked up.
             "protected": self._templar.template(task_vars.get("reconciler_protected") or []),
+            **_controller(self._templar.template(task_vars.get("reconciler_controller") or {})),
             "environment": _texts(self._templar.template(task_vars.get("reconciler_environment") or {})),
         }
         answer = self._converse(request, self._steps_file(), float(args.get("timeout") or 60), task_vars)
         if "failed" in answer:
             raise AnsibleActionFail(f"{kind} {resource['name']}: {answer['failed']}")
-        result = {"attempt": attempt, **answer["result"]}
+        result = {"attempt": attempt, "name": resource["name"], **answer["result"]}
         if secret:
             return _without_values(result)
         return {**result, "diff": _diff(f"{kind} {resource['name']}", result)}
@@ -102,6 +103,11 @@ def _without_values(result: dict[str, Any]) -> dict[str, Any]:
     """A secret's digest says too much of a short secret: only which fields changed is told."""
     changes = [{**change, "desired": SECRET, "observed": SECRET} for change in result.get("changes", ())]
     return {**{key: value for key, value in result.items() if key != "difference"}, "changes": changes}
+
+
+def _controller(known: Any) -> dict[str, Any]:
+    """Who asks: the epoch of its lease, and which backups it wants kept."""
+    return {key: known[key] for key in ("epoch", "keep_days", "keep") if key in known}
 
 
 def _texts(mapping: Any) -> dict[str, str]:

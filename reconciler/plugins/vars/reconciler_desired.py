@@ -49,6 +49,7 @@ def _desired(directory: str, inventory: str, loader: Any) -> tuple[dict[str, lis
             found.setdefault(resource.id.node, []).append(role_request(resource))
     shared: dict[str, Any] = {"reconciler_kinds": list(kinds())}
     shared["reconciler_protected"] = list(desired.protected)
+    shared["reconciler_controller"] = {"keep_days": desired.backup_retention_days}
     shared["reconciler_attempt"] = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()) + f"-{os.getpid():x}"
     return found, shared
 
