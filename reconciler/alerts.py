@@ -323,7 +323,8 @@ class Alerts:
         limit = now_text(now - KEEP_FILES)
         for row in self._rows("status = 'resolved' AND file != 'pruned' AND resolved < ?", [limit]):
             try:
-                (directory / file_name(row)).unlink(missing_ok=True)
+                for path in (directory / file_name(row), _beside(directory, file_name(row))):
+                    path.unlink(missing_ok=True)
             except OSError as error:
                 self._filed(row, row["file"], _why(error))
             else:
@@ -387,8 +388,7 @@ def file_name(row: Mapping[str, Any]) -> str:
 def write_file(directory: Path, name: str, content: Mapping[str, Any]) -> None:
     """Write beside, make it durable, rename: a reader sees the old file or the new one. Raises OSError."""
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    # The same name each time: what a killed process left is overwritten, not collected.
-    beside = directory / f".{name}.tmp"
+    beside = _beside(directory, name)
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
     with os.fdopen(os.open(beside, flags, 0o600), "w", encoding="utf-8") as stream:
         stream.write(json.dumps(content, ensure_ascii=False, indent=2) + "\n")
@@ -400,6 +400,11 @@ def write_file(directory: Path, name: str, content: Mapping[str, Any]) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _beside(directory: Path, name: str) -> Path:
+    """The same name each time: what a killed process left is overwritten, not collected."""
+    return directory / f".{name}.tmp"
 
 
 def _why(error: OSError) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -84,6 +84,11 @@ def desk(store: Store, directory: Path) -> Desk:
     return Desk(store, directory, ALL)
 
 
+def names(directory: Path) -> list[str]:
+    """Everything that lies there."""
+    return sorted(path.name for path in directory.iterdir()) if directory.exists() else []
+
+
 def files(directory: Path) -> list[dict[str, Any]]:
     """The alert files, by name; each has to fit the schema."""
     found = [json.loads(path.read_text()) for path in sorted(directory.glob("*.json"))]
@@ -110,10 +115,15 @@ def test_alert_is_open_once_however_often_it_is_raised(desk: Desk) -> None:
 def test_alert_belongs_to_the_callers_transaction(desk: Desk) -> None:
     """What the caller takes back was never raised, and never resolved."""
     desk.raise_(alert("node-1/tool/a"))
-    with pytest.raises(ZeroDivisionError), desk.store.db.atomic():
-        desk.alerts.raise_(alert("node-1/tool/b"), CONTEXT, NOW)
-        desk.alerts.resolve("node-1/tool/a", NOW)
-        raise ZeroDivisionError
+
+    def ended_in_the_middle() -> None:
+        with desk.store.db.atomic():
+            desk.alerts.raise_(alert("node-1/tool/b"), CONTEXT, NOW)
+            desk.alerts.resolve("node-1/tool/a", NOW)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        ended_in_the_middle()
     assert [row["key"] for row in desk.alerts.open()] == ["node-1/tool/a"]
 
 
@@ -224,7 +234,7 @@ def test_file_says_everything_and_is_private(desk: Desk, directory: Path) -> Non
         "occurrences": 1, "run": CONTEXT["run"], "revision": CONTEXT["revision"],
         "cause": "RepairFailed tool/claude: npm ended with #: no space left on device",
     }  # fmt: skip
-    assert os.listdir(directory) == ["20260102T030405Z-000001-node-1_tool_claude.json"]
+    assert names(directory) == ["20260102T030405Z-000001-node-1_tool_claude.json"]
     assert directory.stat().st_mode & 0o777 == 0o700
     assert next(directory.iterdir()).stat().st_mode & 0o777 == 0o600
 
@@ -282,7 +292,7 @@ def test_file_name_is_safe_whatever_the_key_holds(desk: Desk, directory: Path, k
     """No directories, no hidden files, no name that is too long."""
     desk.raise_(alert(key))
     desk.settle()
-    [name] = os.listdir(directory)
+    [name] = names(directory)
     assert len(name) < 150
     assert name.isascii()
     assert name.startswith("20260102T030405Z-000001-")
@@ -301,7 +311,7 @@ def test_directory_that_cannot_be_used_fails_nothing_and_is_tried_again(desk: De
     directory.unlink()
     assert desk.settle() == []
     [row] = desk.alerts.open()
-    assert (row["file_error"], Path(row["file"])) == ("", directory / os.listdir(directory)[0])
+    assert (row["file_error"], Path(row["file"])) == ("", directory / names(directory)[0])
 
 
 def test_full_disk_leaves_the_old_file_whole(
@@ -322,7 +332,7 @@ def test_full_disk_leaves_the_old_file_whole(
     assert desk.alerts.open()[0]["file_error"] == "No space left on device"
     desk.settle()
     assert files(directory)[0]["detail"] == "newer"
-    assert len(os.listdir(directory)) == 1
+    assert len(names(directory)) == 1
 
 
 def test_no_directory_means_no_files(store: Store) -> None:
@@ -585,7 +595,7 @@ def steps_of_settling(tmp_path: Path, ended_after: int | None) -> tuple[bool, An
         desk.store, desk.alerts = store, Alerts(store, tmp_path / "alerts", (ALL, URGENT))
     desk.alerts.settle(desk.now)
     told = [(row["route"], row["what"], row["title"]) for row in desk.deliveries()]
-    left = (told, files(tmp_path / "alerts"), sorted(os.listdir(tmp_path / "alerts")), desk.alerts.open())
+    left = (told, files(tmp_path / "alerts"), names(tmp_path / "alerts"), desk.alerts.open())
     store.close()
     return ended, json.loads(json.dumps(left).replace(str(tmp_path), ""))
 
@@ -690,7 +700,7 @@ class Histories(RuleBasedStateMachine):
         limit = (self.desk.now - timedelta(days=30)).isoformat(timespec="seconds")
         rows = list(self.store.db.query("SELECT * FROM alerts"))
         kept = {file_name(row): row for row in rows if row["status"] == "open" or row["resolved"] >= limit}
-        assert set(os.listdir(self.directory) if self.directory.exists() else ()) == set(kept)
+        assert names(self.directory) == sorted(kept)
         for name, row in kept.items():
             document = json.loads((self.directory / name).read_text())
             assert (document["status"], document["severity"]) == (row["status"], row["severity"])
@@ -713,12 +723,6 @@ class Histories(RuleBasedStateMachine):
         """Nothing stays open."""
         if hasattr(self, "store"):
             self.store.close()
-
-
-@pytest.fixture(autouse=True)
-def _in_its_own_directory(account: Path) -> Iterator[None]:
-    assert account.is_dir()
-    yield
 
 
 TestHistories = Histories.TestCase
