@@ -18,11 +18,10 @@ from pydantic_settings import (
 )
 
 from reconciler import paths
-from reconciler.kinds.base import Duration
+from reconciler.kinds.base import Duration, seconds
 from reconciler.model import ConfigurationError, Mark, Problem
 
 FILE = "reconciler.toml"
-
 REFERENCE = re.compile(r"\$env:[A-Za-z_][A-Za-z0-9_]*|\$file:(?:/|~/).+")
 # An endpoint on this very machine has no secret to give away: tests, and relays that hold the secret themselves.
 LOOPBACK = re.compile(r"jsons?://(?:127\.0\.0\.1|localhost|\[::1\])(?::\d+)?(?:/[^@?]*)?")
@@ -63,11 +62,73 @@ def _distinct(routes: tuple[Route, ...]) -> tuple[Route, ...]:
     return routes
 
 
+def _http(url: str) -> str:
+    if not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#@]*)?", url):
+        message = "write the base URL, such as http://127.0.0.1:9190/v1, without user or password"
+        raise PydanticCustomError("address", message)
+    return url.rstrip("/")
+
+
+def _reference(text: str) -> str:
+    if not REFERENCE.fullmatch(text):
+        raise PydanticCustomError(
+            "secret", "refer to the key with $env:NAME or $file:/path; it may not stand here"
+        )
+    return text
+
+
+def _positive(text: str) -> str:
+    if seconds(text) <= 0:
+        raise PydanticCustomError("duration", "has to be longer than nothing")
+    return text
+
+
+def _variable(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_]\w*", name):
+        raise PydanticCustomError("variable", "write the names of variables, without values")
+    if name.upper().startswith("RECONCILER_"):
+        raise PydanticCustomError("variable", "the settings of the reconciler are not handed on")
+    return name
+
+
+Word = Annotated[str, Field(min_length=1)]
+
+
+class AnalysisSettings(BaseModel):
+    """Who judges new and recurring issues, and what may be done with what they propose.
+
+    Without an endpoint and without commands only the built-in rules do, and nothing is contacted.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    policy: Literal["suggest", "allowlisted", "full"] = "suggest"
+    """What a proposal may lead to: nothing, an install method that is shipped, or commands as well."""
+    endpoint: Annotated[str, AfterValidator(_http)] | None = None
+    """Base URL of an OpenAI-compatible endpoint, such as the sidecar's."""
+    model: Word = "default"
+    """The model that the endpoint is asked for."""
+    api_key: Annotated[str, AfterValidator(_reference)] | None = None
+    """Where its key is: ``$env:NAME`` or ``$file:/path``."""
+    commands: tuple[Annotated[tuple[Word, ...], Field(min_length=1)], ...] = ()
+    """Commands that are asked, in order, when the endpoint has no answer."""
+    timeout: Annotated[Duration, AfterValidator(_positive)] = "30s"
+    """The longest that one call may take."""
+    total: Annotated[Duration, AfterValidator(_positive)] = "2m"
+    """The longest that all analysis of a pass may take."""
+    environment: tuple[Annotated[str, AfterValidator(_variable)], ...] = ()
+    """Variables that commands are given besides PATH, HOME and LANG."""
+
+
 class Settings(BaseSettings):
     """Where things are and how Ansible is run."""
 
     model_config = SettingsConfigDict(
-        env_prefix="RECONCILER_", toml_file=FILE, extra="forbid", use_attribute_docstrings=True
+        env_prefix="RECONCILER_",
+        env_nested_delimiter="__",
+        toml_file=FILE,
+        extra="forbid",
+        use_attribute_docstrings=True,
     )
 
     desired: Path = Path("desired_state")
@@ -90,6 +151,8 @@ class Settings(BaseSettings):
     """Directory that receives a file per alert; by default ``alerts`` beside the database."""
     notify: Annotated[tuple[Route, ...], AfterValidator(_distinct)] = ()
     """Who is told of alerts."""
+    analysis: AnalysisSettings = AnalysisSettings()
+    """Who judges issues, and what may be done with what they propose."""
 
     @classmethod
     def settings_customise_sources(
@@ -120,6 +183,8 @@ def _problem(item: Any) -> Problem:
     name = str(item["loc"][0]) if item["loc"] else "settings"
     if name == "notify":
         return _route_problem(item)
+    if name == "analysis":
+        return _analysis_problem(item)
     if item["type"] == "extra_forbidden":
         return Problem(f"unknown setting {name!r}", Mark(FILE), "known: " + ", ".join(Settings.model_fields))
     place = f"the setting {name} (RECONCILER_{name.upper()}, or {name} in {FILE})"
@@ -135,4 +200,15 @@ def _route_problem(item: Any) -> Problem:
     if item["type"] == "extra_forbidden":
         hint = "known: " + ", ".join(Route.model_fields)
         return Problem(f"{place}: unknown key {field!r}", Mark(FILE), hint)
+    return Problem(f"{place}: {field + ': ' if field else ''}{item['msg']}", Mark(FILE), hint)
+
+
+def _analysis_problem(item: Any) -> Problem:
+    """A mistake in ``[analysis]``. What was written is not repeated: it may be a key."""
+    field, hint = ".".join(map(str, item["loc"][1:])), "see the chapter on settings in docs/analysis.md"
+    if item["type"] == "extra_forbidden":
+        hint = "known: " + ", ".join(AnalysisSettings.model_fields)
+        return Problem(f"[analysis]: unknown key {field!r}", Mark(FILE), hint)
+    variable = "__".join(["RECONCILER", *map(str, item["loc"][:2])]).upper().replace("__", "_", 1)
+    place = f"[analysis] (or {variable})" if field else "[analysis]"
     return Problem(f"{place}: {field + ': ' if field else ''}{item['msg']}", Mark(FILE), hint)

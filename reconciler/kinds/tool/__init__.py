@@ -69,6 +69,7 @@ class Tool(Declaration):
     ORDER: ClassVar[int] = 30
     PROBE_SECONDS: ClassVar[float] = 15.0
     OBSERVE_PRIVILEGED: ClassVar[bool] = False
+    PROPOSABLE: ClassVar[str] = "install"
 
     command: str | None = Field(None, min_length=1, pattern=r"^[^/\s]+$", examples=["claude"])
     """The command; the resource's name when absent."""
