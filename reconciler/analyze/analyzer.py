@@ -95,7 +95,7 @@ class Analyzer:
             with self._lock:  # a call that comes too late may be writing
                 answer, notes = group.answer, tuple(group.notes)
             for question in group.questions:
-                found[question.id] = _completed(answer, question) if answer else _judge(question)
+                found[question.id] = _share(answer, question)
                 self.notes[question.id] = notes
         return found
 
@@ -133,7 +133,7 @@ class Analyzer:
         try:
             question = prompt(group.spokesman, len({q.id.node for q in group.questions}))
         except Exception:
-            log.exception("analysis: %s cannot be asked about", group.spokesman.id)
+            log.exception("analysis: %s cannot be asked about", group.questions[0].id)
             self._note(group, "the question cannot be put into words")
             return
         for backend, health in zip(self.backends, self._health, strict=True):
@@ -217,15 +217,16 @@ def _completed(answer: Analysis, question: Question) -> Analysis:
     """One node's share of an answer: with prevention where it is due, without proposals nobody asked for."""
     prevention = ""
     if question.recurrence >= RECURRING:
-        prevention = answer.prevention or _judge(question).prevention
+        prevention = answer.prevention or rules.judge(question).prevention
     if question.needs_plan:
         return replace(answer, prevention=prevention)
     return replace(answer, prevention=prevention, install=None, commands=())
 
 
-def _judge(question: Question) -> Analysis:
+def _share(answer: Analysis | None, question: Question) -> Analysis:
+    """What is said of this question: the backend's answer, or the rules', or that there is none."""
     try:
-        return rules.judge(question)
+        return _completed(answer, question) if answer else rules.judge(question)
     except Exception:
         log.exception("analysis: the rules fail at %s", question.id)
         return Analysis(severity=3, root_cause="The rules have no answer; the log says why.")

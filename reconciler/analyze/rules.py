@@ -224,9 +224,12 @@ def _moment(value: Any) -> datetime | None:
 
 def _same_time_of_day(moments: Sequence[datetime]) -> str:
     """HH:MM where three or more episodes of different days began within three quarters of an hour."""
-    if len({moment.date() for moment in moments}) < RECURRING:
+    if not moments:
         return ""
     first = moments[0]
+    # Days from the first one on, so that midnight does not make one day of two.
+    if len({round((moment - first).total_seconds() / 86_400) for moment in moments}) < RECURRING:
+        return ""
     minutes = [moment.hour * 60 + moment.minute for moment in moments]
     # Round midnight: distances on the circle of the day, from the first.
     apart = [(m - minutes[0] + _DAY_MINUTES / 2) % _DAY_MINUTES - _DAY_MINUTES / 2 for m in minutes]
