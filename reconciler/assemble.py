@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 import subprocess
 import time
@@ -12,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from reconciler import runner
+from reconciler.alerts import Alerts
 from reconciler.converge import Converger
 from reconciler.desired.load import Desired, load
 from reconciler.desired.places import pattern_hint, suggestion
@@ -21,10 +23,13 @@ from reconciler.kinds.registry import kinds
 from reconciler.lease import Lease
 from reconciler.loop import Pass, Wishes
 from reconciler.model import ConfigurationError, NodeState, Problem, Report, Run
+from reconciler.notify import Notifier
 from reconciler.observe import Observer
 from reconciler.record import Context, Recorder
 from reconciler.settings import Settings
-from reconciler.store import Store
+from reconciler.store import Store, StoreError
+
+TELL_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -86,7 +91,7 @@ def one_pass(
         observer = Observer(how, inventory.variables, clock.start, on_node)
         if lease and lease.fence_due:
             observer.fence(lease.epoch, lease.fenced)
-        recorder = Recorder(store, desired, context)
+        recorder = Recorder(store, desired, context, bell(settings, store))
         converger = Converger(how, observer, desired, recorder, clock.start)
         wishes = Wishes(
             check=scope.check, retry=scope.retry, allow_mass_change=scope.allow_mass_change,
@@ -95,6 +100,23 @@ def one_pass(
         )  # fmt: skip
         with clock:
             return Pass(wanted, observer, converger, recorder, wishes, runs).run()
+
+
+def bell(settings: Settings, store: Store) -> Alerts:
+    """Where alerts go: rows of the store, files, routes."""
+    return Alerts(store, settings.alert_dir, settings.notify)
+
+
+def tell(settings: Settings, deadline_seconds: float = TELL_SECONDS) -> None:
+    """Bring alert files and notifications up to what is known, after the pass: it neither fails nor delays one."""
+    now = datetime.now(UTC)
+    try:
+        with closing(Store(settings.db)) as store:
+            bell(settings, store).settle(now)
+            if settings.notify:
+                Notifier(store, settings.notify).deliver(now, deadline_seconds)
+    except (StoreError, ConfigurationError) as error:
+        logging.getLogger(__name__).warning("nobody could be told: %s; the next pass tries again", error)
 
 
 class _RunClock:

@@ -8,15 +8,19 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
+from rich.console import Console
 
-from reconciler import __version__, assemble, render, scaffold, settings, suspensions
+from reconciler import __version__, assemble, notify, render, scaffold, settings, suspensions
 from reconciler import report as reports
+from reconciler.alert_table import NO_ROUTE, alerts_document, alerts_table, tried_document, tried_table
+from reconciler.alerts import Alerts
 from reconciler.desired.schema import text as schema_text
 from reconciler.kinds.base import seconds
 from reconciler.lease import BusyError
@@ -50,6 +54,9 @@ InventoryPath = Annotated[
 Database = Annotated[Path | None, typer.Option("--db", help="SQLite file with events and conditions.")]
 OutputFormat = Annotated[Output, typer.Option("--output", "-o", help="text for people, json for programs.")]
 Limit = Annotated[str | None, typer.Option("--limit", "-l", help="Only nodes that match this host pattern.")]
+OneNode = Annotated[str | None, typer.Option("--node", help="Only this node.")]
+OneKind = Annotated[str | None, typer.Option("--kind", "-k", help="Only this kind.")]
+Since = Annotated[str | None, typer.Option("--since", help="Not older than this: 2h, 3d, or an ISO date.")]
 Kinds = Annotated[str | None, typer.Option("--kind", "-k", help="Only these kinds, separated by commas.")]
 
 
@@ -150,6 +157,14 @@ def _print_json(document: Any) -> None:
     sys.stdout.write(json.dumps(document, ensure_ascii=False, indent=2, default=str) + "\n")
 
 
+def _show(document: Any, output: Output, table: Callable[[Any, Console], None]) -> None:
+    """The same document for programs, or as a person reads it."""
+    if output is Output.JSON:
+        _print_json(document)
+    else:
+        table(document, render.console())
+
+
 def _one_pass(found: settings.Settings, scope: assemble.Scope, output: Output) -> int:
     """One pass from settings to exit code; the report goes to standard output."""
     try:
@@ -163,6 +178,8 @@ def _one_pass(found: settings.Settings, scope: assemble.Scope, output: Output) -
         render.console(stderr=True).print(f"error: {error}", markup=False, soft_wrap=True)
         return int(ExitCode.NOT_FIXED)
     _print_report(result, output)
+    if not scope.check:
+        assemble.tell(found)
     return int(result.exit_code)
 
 
@@ -244,24 +261,19 @@ def status(
     store = _open(found, output)
     document = status_document(store, limit)
     store.close()
-    if output is Output.JSON:
-        _print_json(document)
-    else:
-        status_table(document, render.console())
+    _show(document, output, status_table)
 
 
 @app.command()
 def events(  # noqa: PLR0917 - filters
     context: typer.Context,
     search: Annotated[str | None, typer.Argument(help="Words to search for in the details.")] = None,
-    node: Annotated[str | None, typer.Option("--node", help="Only this node.")] = None,
-    kind: Annotated[str | None, typer.Option("--kind", "-k", help="Only this kind.")] = None,
+    node: OneNode = None,
+    kind: OneKind = None,
     state: Annotated[
         str | None, typer.Option("--status", help="detected, fixing, fixed, failed or rolled_back.")
     ] = None,
-    since: Annotated[
-        str | None, typer.Option("--since", help="Not older than this: 2h, 3d, or an ISO date.")
-    ] = None,
+    since: Since = None,
     count: Annotated[int, typer.Option("--count", "-n", min=1, help="At most so many, the newest.")] = 50,
     db: Database = None,
     output: OutputFormat = Output.TEXT,
@@ -277,10 +289,46 @@ def events(  # noqa: PLR0917 - filters
         _fail(error, output)
     finally:
         store.close()
-    if output is Output.JSON:
-        _print_json(rows)
-    else:
-        render.events(rows, render.console())
+    _show(rows, output, render.events)
+
+
+@app.command()
+def alerts(  # noqa: PLR0917 - filters
+    context: typer.Context,
+    search: Annotated[str | None, typer.Argument(help="Words that all have to stand in it.")] = None,
+    everything: Annotated[bool, typer.Option("--all", "-a", help="Resolved ones as well.")] = False,
+    node: OneNode = None,
+    kind: OneKind = None,
+    level: Annotated[str | None, typer.Option("--level", help="Only these levels: P0,P1.")] = None,
+    since: Since = None,
+    count: Annotated[int, typer.Option("--count", "-n", min=1, help="At most so many.")] = 50,
+    db: Database = None,
+    output: OutputFormat = Output.TEXT,
+) -> None:
+    """What a person has to look after: open alerts, and notifications that could not be delivered."""
+    found, output = _given(context, db=db, output=output)
+    store = _open(found, output)
+    try:
+        document = alerts_document(
+            Alerts(store, found.alert_dir),
+            search=search, resolved=everything, node=node, kind=kind, level=level, since=since, limit=count,
+        )  # fmt: skip
+    except ConfigurationError as error:
+        _fail(error, output)
+    finally:
+        store.close()
+    _show(document, output, alerts_table)
+
+
+@app.command("notify-test")
+def notify_test(context: typer.Context, output: OutputFormat = Output.TEXT) -> None:
+    """Send a test message on every route and say which worked; exit code 3 when one did not."""
+    found, output = _given(context, output=output)
+    if not found.notify:
+        _fail(ConfigurationError([NO_ROUTE]), output)
+    errors = notify.try_routes(found.notify, 30.0)
+    _show(tried_document(found.notify, errors), output, tried_table)
+    raise typer.Exit(ExitCode.NOT_FIXED if any(errors.values()) else ExitCode.AS_DESIRED)
 
 
 @app.command()
@@ -302,10 +350,7 @@ def explain(  # noqa: PLR0917 - a command's options
         _fail(error, output)
     finally:
         store.close()
-    if output is Output.JSON:
-        _print_json(document)
-    else:
-        render.explanation(document, render.console())
+    _show(document, output, render.explanation)
 
 
 @app.command()

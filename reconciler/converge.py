@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -25,6 +27,7 @@ from reconciler.model import (
 )
 from reconciler.observe import Observer
 
+UNDO_SECONDS = 5.0
 UNSHOWN = "the step failed; what it said is not shown, since this resource refers to secrets"
 
 
@@ -80,6 +83,7 @@ class Converger:
         on_run: Callable[[str, int], None],
     ) -> None:
         self.settings, self.observer, self.journal, self.on_run = settings, observer, journal, on_run
+        self.sleep: Callable[[float], None] = time.sleep
         self.protected, self.keep_days = list(desired.protected), desired.backup_retention_days
 
     def repair(
@@ -94,7 +98,7 @@ class Converger:
         wanted = [(resources[action.id], action.attempt) for action in actions]
         ran = self._run("main", wanted)
         reached("applied")
-        seen = self._look_again(wanted, resources)
+        seen = self._confirmed(wanted, resources, self._look_again(wanted, resources), ran)
         reached("verified")
         drifts = diff(resources, seen.observations)
         undone = [
@@ -141,11 +145,59 @@ class Converger:
         reached("undone")
         return ran.errors, seen.merged(self._look_again(undone, resources))
 
+    def _confirmed(
+        self,
+        wanted: Sequence[tuple[Resource, str]],
+        resources: Mapping[ResourceId, Resource],
+        seen: Observed,
+        ran: _Ran,
+    ) -> Observed:
+        """Confirm what could have locked us out and was seen as desired; what was not is undone by its node: wait."""
+        risky = [(resource, attempt) for resource, attempt in wanted if resource.confirm_within]
+        if not risky:
+            return seen
+        drifts = diff(resources, seen.observations)
+        good = [pair for pair in risky if pair[0].id not in drifts and seen.observations[pair[0].id].is_known]
+        confirmed = self._confirm(good)
+        left = [
+            (resource, attempt)
+            for resource, attempt in risky
+            if resource.id not in confirmed and (resource.id not in drifts)
+        ]
+        if not left:
+            return seen
+        for resource, _ in left:
+            why = "it could not be confirmed over a new login, so the node undid it by itself"
+            ran.errors[resource.id] = why
+        self.sleep(max(resource.confirm_within for resource, _ in left) + UNDO_SECONDS)
+        return seen.merged(self._look_again(left, resources))
+
+    def _confirm(self, good: Sequence[tuple[Resource, str]]) -> set[ResourceId]:
+        """Those that their node knows to be confirmed."""
+        found: set[ResourceId] = set()
+        by_node: dict[str, list[dict[str, Any]]] = {}
+        for resource, attempt in good:
+            by_node.setdefault(resource.id.node, []).append(requests.role_request(resource, attempt))
+
+        def on_result(result: runner.Result) -> None:
+            if result.status == "ok" and "kind" in result.data:
+                found.add(ResourceId(result.node, str(result.data["kind"]), str(result.data["name"])))
+
+        if not by_node:
+            return found
+        with runner.Workspace() as workspace:
+            for name, actions in by_node.items():
+                workspace.request(name, actions)
+            self.on_run("confirm.yml", len(by_node))
+            with contextlib.suppress(RunError):  # then nothing is confirmed, and the nodes undo it
+                runner.run("confirm.yml", list(by_node), workspace, self.settings, on_result)
+        return found
+
     def _look_again(
         self, touched: Iterable[tuple[Resource, str]], resources: Mapping[ResourceId, Resource]
     ) -> Observed:
         nodes = {resource.id.node for resource, _ in touched}
-        fresh_nodes = {r.id.node for r, _ in touched if kinds()[r.id.kind].VERIFY_FRESH or r.risky}
+        fresh_nodes = {r.id.node for r, _ in touched if kinds()[r.id.kind].VERIFY_FRESH or r.confirm_within}
         seen = Observed({}, {})
         for fresh, group in ((False, nodes - fresh_nodes), (True, fresh_nodes)):
             asked = [resource for rid, resource in resources.items() if rid.node in group]

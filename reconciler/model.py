@@ -169,8 +169,8 @@ class Resource:
     secret: bool = False
     declared_at: Mark | None = None
     digest: str = ""
-    risky: bool = False
-    """Whether a change of it could lock us out: the node then undoes it by itself unless it is confirmed in time."""
+    confirm_within: float = 0.0
+    """Seconds after which the node undoes a change by itself unless it was confirmed over a new login; 0: never."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,6 +260,8 @@ class Action:
     attempt: str = ""
     number: int = 1
     resumed: bool = False
+    is_risky: bool = False
+    """Whether it could lock us out: it is done apart from what takes long, as it has to be confirmed in time."""
 
 
 @dataclass(frozen=True, slots=True)

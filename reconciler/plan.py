@@ -141,6 +141,7 @@ class _Planner:
             attempt=begun.attempt if begun else self.situation.attempt,
             number=begun.number if begun else number,
             resumed=begun is not None,
+            is_risky=resource.confirm_within > 0,
         )
 
     def _acting_writers(self, resource: Resource) -> set[ResourceId]:

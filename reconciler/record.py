@@ -158,6 +158,7 @@ class Recorder:
     def _count(self, outcome: Outcome, now: datetime) -> None:
         rid = outcome.id
         if outcome.status is Status.FIXED:
+            self.store.close_episode(rid)
             self.store.forget_repairs(rid)
             self.bell.resolve(str(rid), now)
             return
@@ -183,7 +184,12 @@ class Recorder:
         # What was never looked at in this form is there because git says so; anything else moved by itself.
         intended = before is None or before["digest"] != self.resources[rid].digest
         self.detected[rid] = "intended" if intended else "corrective"
-        self._event(rid, Status.DETECTED, 2, self._details(rid, changes, reason), 0)
+        details = self._details(rid, changes, reason)
+        self._event(rid, Status.DETECTED, 2, details, 0)
+        # Together with its event: a pass that dies has not opened an episode that the next one opens again.
+        opened = {"changes": details["changes"], "open": True, "cause": self.detected[rid]}
+        row = self._row(rid, ("False", DRIFTED, reason), opened)
+        self.store.set_conditions([row])
 
     def _cause(self, rid: ResourceId) -> str:
         before = self.conditions.get(str(rid))
@@ -349,21 +355,28 @@ class Recorder:
             status, reason, message = "False", DRIFTED, reasons.get(rid, "")
         else:
             status, reason, message = "True", AS_DESIRED, ""
-        now = now_text(datetime.now(UTC))
+        details = {
+            "changes": [change_details(change) for change in drift.changes] if drift else [],
+            # An episode that was open when the node fell silent is still open when it answers again.
+            "open": drift is not None or (status == "Unknown" and (is_open(before) or rid in self.detected)),
+            "observed": _facts(self.resources[rid], observation),
+            "suspended": self._suspension(rid, report.started),
+            "cause": self._cause(rid) if drift or is_open(before) else "",
+        }
+        return self._row(rid, (status, reason, message), details)
+
+    def _row(
+        self, rid: ResourceId, condition: tuple[str, str, str], details: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """A condition as the store keeps it; ``since`` stays while the status does."""
+        status, reason, message = condition
+        before, now = self.conditions.get(str(rid)), now_text(datetime.now(UTC))
         unchanged = before is not None and before["status"] == status
         return {
             "issue_key": str(rid), "node": rid.node, "kind": rid.kind, "name": rid.name,
             "status": status, "reason": reason, "message": message,
             "since": before["since"] if before and unchanged else now, "seen": now,
-            "digest": self.resources[rid].digest,
-            "details": {
-                "changes": [change_details(change) for change in drift.changes] if drift else [],
-                # An episode that was open when the node fell silent is still open when it answers again.
-                "open": drift is not None or (status == "Unknown" and is_open(before)),
-                "observed": _facts(self.resources[rid], observation),
-                "suspended": self._suspension(rid, report.started),
-                "cause": self._cause(rid) if drift or (before and is_open(before)) else "",
-            },
+            "digest": self.resources[rid].digest, "details": details,
         }  # fmt: skip
 
     def _suspension(self, rid: ResourceId, now: datetime) -> str | None:

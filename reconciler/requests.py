@@ -25,6 +25,7 @@ def role_request(resource: Resource, attempt: str = "") -> dict[str, Any]:
         "attempt": attempt,
         "become": resource.policy.allow_become,
         "has_rollback": not model.NO_ROLLBACK,
+        "confirm_within": resource.confirm_within,
         "depends_on": [str(rid) for rid in resource.depends_on],
         "resource": {
             **resource.args,

@@ -74,7 +74,8 @@ def next_wave(
         # A node where it keeps failing is a bad canary: it would stop the others for its own trouble.
         best = sorted(group, key=lambda action: history.get(action.id, Repairs()).attempts)
         chosen |= {action.id for action in best[: share(limits.batch_size, whole) if done else 1]}
-    return tuple(action for action in free if action.id in chosen)
+    safe = tuple(action for action in free if action.id in chosen and not action.is_risky)
+    return safe or tuple(action for action in free if action.id in chosen)
 
 
 def stopped(rid: ResourceId, outcomes: Sequence[Outcome]) -> str:

@@ -402,6 +402,14 @@ class Store:
             for issue_key in forget:
                 self.db.execute("DELETE FROM conditions WHERE issue_key = ?", [issue_key])
 
+    def close_episode(self, rid: ResourceId) -> None:
+        """Its terminal event is on record: the next drift is a new episode."""
+        with self.db.atomic():
+            self.db.execute(
+                "UPDATE conditions SET details = json_set(details, '$.open', json('false')) WHERE issue_key = ?",
+                [str(rid)],
+            )
+
     def set_pass(self, row: Mapping[str, Any]) -> None:
         """Record a pass; the last 1,000 are kept."""
         with self.db.atomic():

@@ -42,6 +42,8 @@ from reconciler.model import (
     Suspension,
 )
 
+CONFIRM_SECONDS = 60.0
+
 
 @dataclass(frozen=True)
 class Desired:
@@ -254,6 +256,7 @@ class _Loader:
             secret=secret or declaration.secret,
             declared_at=entry.document.mark(entry.path),
             digest=_digest(resolved),
+            confirm_within=_confirm_within(declaration),
         )
 
     def _body(self, path: str) -> bytes:
@@ -347,6 +350,12 @@ class DesiredError(ConfigurationError):
 def _place(problem: Problem) -> tuple[str, int, int]:
     mark = problem.mark or Mark("")
     return mark.file, mark.line, mark.column
+
+
+def _confirm_within(declaration: Declaration) -> float:
+    if declaration.confirm_within is not None:
+        return 0.0 if declaration.NO_ROLLBACK else seconds(declaration.confirm_within)
+    return CONFIRM_SECONDS if declaration.can_lock_out() else 0.0
 
 
 def _digest(resolved: Resolved) -> str:

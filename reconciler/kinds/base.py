@@ -164,12 +164,19 @@ class Declaration(PolicyFields):
     allow_become: bool = Field(default=False, examples=[True])
     """Let the role use privilege escalation (Ansible's become) for this resource."""
 
+    confirm_within: Duration | None = Field(None, examples=["1m", "0s"])
+    """After a change the node undoes it by itself unless it was confirmed over a new login in time.
+    Unset: 1m for files and units that decide over logins and the network, never for others; 0s: never."""
     secret: bool = Field(default=False, examples=[True])
     """Show none of its values anywhere; so it is anyway where it refers to $secret, $env, $file or vaulted values."""
 
     def resolve(self, context: Context) -> Resolved:
         """Everything about this declaration that one node needs. Raises FieldError."""
         raise NotImplementedError
+
+    def can_lock_out(self) -> bool:
+        """Whether a wrong change of it can keep everybody from logging in."""
+        return False
 
     @classmethod
     def probe_args(cls, resource: Resource) -> dict[str, Any]:

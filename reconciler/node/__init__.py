@@ -43,7 +43,11 @@ def bundle(sources: Mapping[str, Path], request: Mapping[str, Any]) -> str:
     (a list of ``{kind, args, timeout}``) or ``step`` with its fields. JSON inside a Python literal is
     written by ``repr`` of the JSON text: whatever the values contain, they arrive byte for byte.
     """
-    needed = {**sources, "writing": HERE / "writing.py"} if {"step", "fence"} & set(request) else sources
+    needed = (
+        {**sources, "writing": HERE / "writing.py"}
+        if {"step", "fence", "confirm"} & set(request)
+        else sources
+    )
     texts = {name: source(path) for name, path in needed.items()}
     return (
         f"{_PRELUDE}"

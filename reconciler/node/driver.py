@@ -72,9 +72,9 @@ FAILPOINTS = (
 )
 
 
-def reached(name):
-    """Stand still here until a test ends this process: RECONCILER_FAILPOINT=node:NAME. Leaves a mark to be found."""
-    if os.environ.get("RECONCILER_FAILPOINT") == "node:" + name:
+def reached(name, kind):
+    """Stand still here until a test ends this process (RECONCILER_FAILPOINT=node:NAME:KIND); leaves a mark."""
+    if os.environ.get("RECONCILER_FAILPOINT") == "node:%s:%s" % (name, kind):
         with open(os.path.join(os.path.expanduser("~"), "failpoint"), "w") as stream:
             stream.write("%d" % os.getpid())
         os.kill(os.getpid(), signal.SIGSTOP)
@@ -121,9 +121,9 @@ class Step:
             return {"changed": False, "changes": []}
         self.writing.prune_journal(self.request.get("keep_days", 7), self.request.get("keep") or ())
         saved = self.steps.backup(self.resource, self.request["attempt"])
-        reached("saved")
+        reached("saved", self.request["kind"])
         self.note("backed up", saved)
-        reached("backed-up")
+        reached("backed-up", self.request["kind"])
         return {"changed": False, "saved": self.writing.backups_in(saved), "changes": changes}
 
     def apply(self):
@@ -139,11 +139,13 @@ class Step:
             )
         shown = self.difference()
         self.note("applying", record["saved"])
-        reached("applying")
+        if self.request.get("confirm_within"):
+            self.writing.watch(self.journal, self.request["confirm_within"], self.roll_back)
+        reached("applying", self.request["kind"])
         detail = self.steps.apply(self.resource, record["saved"])
-        reached("changed")
+        reached("changed", self.request["kind"])
         self.note("applied", record["saved"])
-        reached("applied")
+        reached("applied", self.request["kind"])
         self.refuse_what_only_people_can_do()
         return {"changed": True, "detail": detail or "", "changes": changes, "difference": shown}
 
@@ -152,11 +154,11 @@ class Step:
         record = self.writing.read_journal(*self.journal)
         if record is None:
             return {"changed": False, "detail": "nothing was saved, so nothing was changed"}
-        reached("restoring")
+        reached("restoring", self.request["kind"])
         detail = self.steps.rollback(self.resource, record["saved"])
-        reached("restored")
+        reached("restored", self.request["kind"])
         self.note("rolled back", record["saved"])
-        reached("rolled-back")
+        reached("rolled-back", self.request["kind"])
         return {"changed": True, "detail": detail or ""}
 
     def note(self, state, saved):
@@ -192,7 +194,15 @@ def main(lib, sources, request, connection):
             modules[name] = load(name, source, lib)
         except Exception as error:
             broken[name] = "%s: %s" % (type(error).__name__, error)
-    if "step" in request:
+    if "confirm" in request:
+        modules["writing"].lib = lib
+        try:
+            with modules["writing"].node_lock(30):
+                modules["writing"].confirm(*request["confirm"])
+            answer["result"] = {"changed": False}
+        except (lib.Refused, OSError) as error:
+            answer["failed"] = str(error)
+    elif "step" in request:
         try:
             answer["result"] = Step(lib, modules, request).take()
         except (lib.Refused, lib.CommandFailed) as error:

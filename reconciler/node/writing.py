@@ -238,7 +238,7 @@ def prune_journal(keep_days, keep=()):
             except ValueError:  # half of one, from a crash while it was written beside
                 os.unlink(path)
                 continue
-            if record["state"] in ("backed up", "applied", "rolled back"):
+            if record["state"] in ("backed up", "applied", "confirmed", "rolled back"):
                 for backup in backups_in(record["saved"]):
                     with contextlib.suppress(OSError):
                         os.unlink(backup)
@@ -289,6 +289,55 @@ def remember_epoch(epoch):
     if highest_epoch() < epoch:
         os.makedirs(state_directory(), mode=0o700, exist_ok=True)
         write_atomically(epoch_path(), b"%d" % epoch, 0o600)
+
+
+def confirm(kind, name, attempt):
+    """The controller got in over a new login: an applied change stays. Raises Refused where it was undone already."""
+    record = read_journal(kind, name, attempt)
+    if record is not None and record["state"] == "rolled back":
+        raise lib.Refused("it was not confirmed in time, and this node has undone it")
+    if record is not None and record["state"] == "applied":
+        write_journal(kind, name, attempt, "confirmed", record["saved"])
+
+
+def watch(journal, seconds, undo):
+    """Leave a process behind that calls ``undo`` unless the attempt was confirmed or undone in time.
+
+    It has nothing to do with the connection any more: no session, no open file, and not the node's lock, which
+    it takes itself before it undoes anything.
+    """
+    child = os.fork()
+    if child:
+        os.waitpid(child, 0)
+        return
+    os.setsid()
+    if os.fork():
+        os._exit(0)
+    os.closerange(0, 1024)
+    os.open(os.devnull, os.O_RDWR)
+    os.dup2(0, 1)
+    os.dup2(0, 2)
+    status = 0
+    try:
+        if _is_unsettled_after(journal, seconds):
+            with node_lock(600):
+                if _is_unsettled_after(journal, 0):
+                    undo()
+    except BaseException:
+        status = 1
+    os._exit(status)
+
+
+def _is_unsettled_after(journal, seconds):
+    """Whether the attempt was neither confirmed nor undone within ``seconds``."""
+    deadline = time.monotonic() + seconds
+    while True:
+        record = read_journal(*journal)
+        if record is None or record["state"] in ("confirmed", "rolled back"):
+            return False
+        if time.monotonic() >= deadline:
+            return True
+        time.sleep(0.3)
 
 
 @contextlib.contextmanager

@@ -62,7 +62,7 @@ def _wait_for_the_end(cancelled: threading.Event) -> None:
 def _essence(data: dict[str, Any]) -> dict[str, Any]:
     """What the reconciler reads of a task's result; everything else stays in this process."""
     result = data.get("res") or {}
-    keys = ("msg", "changed", "attempt", "detail", "changes", "saved", "name", "control_socket")
+    keys = ("msg", "changed", "attempt", "detail", "changes", "saved", "name", "kind", "control_socket")
     facts = {"reconciler": json.loads(result["reconciler"])} if "reconciler" in result else {}
     return {
         **facts,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import textwrap
+import tomllib
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -341,6 +343,19 @@ def test_no_directory_means_no_files(store: Store) -> None:
     desk.raise_(alert())
     assert len(desk.settle()) == 1
     assert desk.alerts.open()[0]["file"] is None
+
+
+def test_what_is_shipped_is_documented() -> None:
+    """Every key of a file, and every setting of a route, in an example that is valid."""
+    text = (ROOT / "docs" / "alerts.md").read_text()
+    Draft202012Validator.check_schema(SCHEMA)
+    assert all(f"`{name}`" in text for name in SCHEMA["properties"])
+    assert set(SCHEMA["required"]) == set(SCHEMA["properties"])
+    example = tomllib.loads(
+        textwrap.dedent(text.split("In `reconciler.toml`:\n\n")[1].split("\nThe variable")[0])
+    )
+    routes = [Route(**table) for table in example["notify"]]
+    assert set(routes[0].model_fields_set) == set(Route.model_fields)
 
 
 # --- who is told of what ----------------------------------------------------------------------------

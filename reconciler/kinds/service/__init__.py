@@ -6,6 +6,7 @@ import hashlib
 import plistlib
 import posixpath
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
@@ -22,6 +23,11 @@ from reconciler.kinds.base import (
 )
 from reconciler.model import Change, Resource
 
+LOGIN_UNITS = (
+    "ssh", "sshd", "ssh.socket", "networking", "systemd-networkd*", "NetworkManager*", "wpa_supplicant*", "nftables",
+    "ufw", "firewalld", "iptables", "wg-quick@*", "tailscaled", "openvpn*", "systemd-resolved", "systemd-logind",
+    "dhcpcd",
+)  # fmt: skip
 SUFFIXES = (".service", ".timer", ".socket", ".path", ".target", ".mount")
 
 
@@ -66,6 +72,11 @@ class Service(Declaration):
     """Files on the node; the service is restarted when one is newer than the running process."""
     settle: float = Field(1.5, ge=0, le=120, examples=[5.0], strict=False)
     """Seconds it has to stay up after a start before the start is believed."""
+
+    def can_lock_out(self) -> bool:
+        """The login daemon, the network and what filters it."""
+        name = self.name.removesuffix(".service")
+        return self.scope == "system" and any(fnmatchcase(name, pattern) for pattern in LOGIN_UNITS)
 
     def resolve(self, context: Context) -> Resolved:
         """Unit name, file and wanted state."""

@@ -6,6 +6,7 @@ import hashlib
 import posixpath
 import shlex
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
@@ -23,6 +24,14 @@ from reconciler.kinds.base import (
 from reconciler.model import Change, Mode, Resource
 
 MAX_BODY = 8 * 1024 * 1024
+LOGIN_FILES = (
+    "/etc/ssh/*", "*/.ssh/*", "/etc/pam.d/*", "/etc/security/*", "/etc/sudoers*", "/etc/hosts.allow", "/etc/hosts.deny",
+    "/etc/passwd", "/etc/shadow", "/etc/group", "/etc/nsswitch.conf", "/etc/network/*", "/etc/netplan/*",
+    "/etc/systemd/network/*", "/etc/NetworkManager/*", "/etc/nftables*", "/etc/iptables/*", "/etc/ufw/*",
+    "/etc/profile", "/etc/profile.d/*", "/etc/environment", "/etc/bash.bashrc", "/etc/zshenv", "/etc/zsh/zshenv",
+    "~*/.profile", "~*/.bashrc", "~*/.bash_profile", "~*/.bash_login", "~*/.zshenv", "~*/.zprofile",
+    "/home/*/.profile", "/home/*/.bashrc", "/home/*/.bash_profile", "/home/*/.zshenv", "/root/.*",
+)  # fmt: skip
 
 
 class Wrapper(Declaration, BodyFields):
@@ -47,6 +56,10 @@ class Wrapper(Declaration, BodyFields):
     """Group name; the same."""
     validate_with: str | None = Field(None, alias="validate", examples=["bash -n %s"])
     """Command that has to succeed on the new file (in place of %s) before it replaces the old one."""
+
+    def can_lock_out(self) -> bool:
+        """Files that sshd, PAM, the network or a login shell read."""
+        return any(fnmatchcase(posixpath.normpath(self.dest), pattern) for pattern in LOGIN_FILES)
 
     def resolve(self, context: Context) -> Resolved:
         """The file's bytes, digest and permissions."""

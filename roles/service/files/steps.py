@@ -41,7 +41,8 @@ def apply(resource, _saved):
         writing.write_atomically(path, base64.b64decode(resource["body"]), 0o644)
     control = Launchd(resource) if resource["manager"] == "launchd" else Systemd(resource)
     control.reload(unit_changed="unit" in before)
-    if "enabled" in before:
+    # Asked again: a unit that could not be enabled before its file was replaced is merely disabled now.
+    if "enabled" in {change["field"] for change in lib.pending(probe, resource)}:
         control.enable(resource["enabled"])
     return control.bring(resource.get("state"), restart=bool(before & {"unit", "fresh"}))
 
