@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -113,10 +113,11 @@ class Notifier:
         for row in waiting.values():
             if row["route"] in failed:
                 self._held([row], failed[row["route"]], now)
-            elif began:
+            elif row["route"] in works:
                 self._again(row, now)  # there was no time left for it
             else:
-                self._failed(row, "nothing could be sent at all: the sending process did not get as far", now)
+                failed[row["route"]] = row
+                self._failed(row, "the process that sends did not get as far as sending", now)
         for name in works - set(failed):
             self._recovered(name, now)
 
@@ -232,47 +233,47 @@ def try_routes(routes: Sequence[Route], deadline_seconds: float) -> dict[str, st
     return found
 
 
-# --- the process that sends -------------------------------------------------------------------------
+# --- the processes that send ------------------------------------------------------------------------
 
 
 def conversation(messages: Mapping[str, Sequence[Row]], deadline: float) -> Iterator[Row]:
-    """What the sending process reports, as it does, until it is done or the deadline (monotonic) is past."""
+    """What the sending processes report, one per route, as they do. At the deadline (monotonic) all are ended."""
     timeout = max(0.5, min(TIMEOUT, 0.8 * (deadline - time.monotonic())))
-    process = subprocess.Popen(
-        # -P: a file that happens to lie in the working directory is no module.
-        [sys.executable, "-P", "-m", "reconciler.sender"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,  # a traceback there could hold an address
-        start_new_session=True,
-    )
-    try:
-        assert process.stdin  # noqa: S101 - for the type checker
-        # It stays open: the process ends when it closes, which a killed reconciler does too.
+    with ExitStack() as ended, selectors.DefaultSelector() as selector:
+        for rows in messages.values():
+            process = subprocess.Popen(
+                # -P: a file that happens to lie in the working directory is no module.
+                [sys.executable, "-P", "-m", "reconciler.sender"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,  # a traceback there could hold an address
+                start_new_session=True,
+            )
+            ended.callback(_end, process)
+            _hand_over(process, {"timeout": timeout, "messages": rows})
+            selector.register(process.stdout or -1, selectors.EVENT_READ, [b""])
+        while selector.get_map() and (left := deadline - time.monotonic()) > 0:
+            for key, _mask in selector.select(timeout=left):
+                chunk = os.read(key.fd, 1 << 16)
+                if not chunk:
+                    selector.unregister(key.fileobj)
+                *lines, key.data[0] = (key.data[0] + chunk).split(b"\n")
+                yield from (json.loads(line) for line in lines)
+
+
+def _hand_over(process: subprocess.Popen[bytes], task: Mapping[str, Any]) -> None:
+    """The pipe stays open: the process ends when it closes, which a killed reconciler does, too."""
+    assert process.stdin  # noqa: S101 - for the type checker
+    with suppress(BrokenPipeError):  # it died at once; then it reports nothing, which says so
+        process.stdin.write(json.dumps(task).encode() + b"\n")
+        process.stdin.flush()
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    for stream in (process.stdin, process.stdout):
         with suppress(BrokenPipeError):
-            process.stdin.write(json.dumps({"timeout": timeout, "routes": messages}).encode() + b"\n")
-            process.stdin.flush()
-        yield from _lines(process, deadline)
-    finally:
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        for stream in (process.stdin, process.stdout):
-            with suppress(BrokenPipeError):
-                if stream:
-                    stream.close()
-
-
-def _lines(process: subprocess.Popen[bytes], deadline: float) -> Iterator[Row]:
-    out, rest = process.stdout, b""
-    assert out  # noqa: S101 - for the type checker
-    with selectors.DefaultSelector() as selector:
-        selector.register(out, selectors.EVENT_READ)
-        while (left := deadline - time.monotonic()) > 0:
-            if not selector.select(timeout=left):
-                return
-            chunk = os.read(out.fileno(), 1 << 16)
-            if not chunk:
-                return
-            *lines, rest = (rest + chunk).split(b"\n")
-            yield from (json.loads(line) for line in lines)
+            if stream:
+                stream.close()

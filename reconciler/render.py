@@ -211,21 +211,25 @@ def events_between(
         raise ConfigurationError(
             f"--status is one of {', '.join(value.value for value in Status)}, not {status!r}"
         )
-    moment = None
-    if since is not None:
-        try:
-            moment = now_text(datetime.now(UTC) - timedelta(seconds=seconds(since)))
-        except ValueError:
-            try:
-                moment = now_text(datetime.fromisoformat(since))
-            except ValueError:
-                raise ConfigurationError(
-                    f"--since: {since!r} is neither a duration (2h, 3d) nor an ISO date"
-                ) from None
+    moment = moment_since(since) if since is not None else None
     try:
         return list(reversed(store.events(since=moment, status=status, **filters)))
     except sqlite3.OperationalError as error:
         raise ConfigurationError(f"the search {filters['search']!r} is not understood: {error}") from None
+
+
+def moment_since(text: str) -> str:
+    """A duration before now, or an ISO date, as the store writes it. Raises ConfigurationError for anything else."""
+    try:
+        return now_text(datetime.now(UTC) - timedelta(seconds=seconds(text)))
+    except (ValueError, OverflowError):
+        pass
+    try:
+        return now_text(datetime.fromisoformat(text))
+    except (ValueError, OverflowError):
+        raise ConfigurationError(
+            f"--since: {text!r} is neither a duration (2h, 3d) nor an ISO date"
+        ) from None
 
 
 def events(rows: Iterable[Mapping[str, Any]], out: Console) -> None:

@@ -1,8 +1,8 @@
-"""Sends notifications through Apprise: a program of its own, and the only importer of it.
+"""Sends the notifications of one route through Apprise: a program of its own, and the only importer of it.
 
-A process, not threads of the reconciler: an endpoint that never answers can be ended, and Apprise costs nothing
-while there is nothing to tell. One line of JSON comes in, one goes out per step. Routes do not wait for each
-other. The addresses hold tokens: they come in over a pipe and never go out.
+A process, not a thread of the reconciler: an endpoint that never answers can be ended, and Apprise costs nothing
+while there is nothing to tell. One line of JSON comes in, one goes out per step. The address holds tokens: it
+comes in over a pipe and never goes out.
 """
 
 from __future__ import annotations
@@ -11,15 +11,12 @@ import json
 import logging
 import os
 import re
-import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import unquote
 
 import apprise
-
-Report = Callable[[Mapping[str, Any]], None]
 
 _TYPES = {"P0": apprise.NotifyType.FAILURE, "P1": apprise.NotifyType.WARNING, "P2": apprise.NotifyType.INFO}
 _STATUS = re.compile(r"error=(\d{3})\b")
@@ -27,20 +24,15 @@ _HIDDEN = "(hidden)"
 
 
 class _Heard(logging.Handler):
-    """What Apprise says, apart for each route's thread."""
+    """What Apprise said last: it answers with yes or no, the reason only goes to its log."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
-        self.own = threading.local()
+        self.text = ""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keep it; the last words are the reason of a failure."""
-        self.own.text = record.getMessage()
-
-    def taken(self) -> str:
-        """What was said in this thread since it was last asked."""
-        text, self.own.text = getattr(self.own, "text", ""), ""
-        return str(text)
+        self.text = record.getMessage()
 
 
 def send(message: Mapping[str, Any], timeout: float, heard: _Heard) -> str:
@@ -52,12 +44,12 @@ def send(message: Mapping[str, Any], timeout: float, heard: _Heard) -> str:
         server.socket_connect_timeout = min(timeout, server.socket_connect_timeout)
         server.socket_read_timeout = timeout
     kind = apprise.NotifyType.SUCCESS if message["what"] == "resolved" else _TYPES[message["level"]]
-    heard.taken()
+    heard.text = ""
     if box.notify(
         title=message["title"], body=message["body"], notify_type=kind, body_format=apprise.NotifyFormat.TEXT
     ):
         return ""
-    said = heard.taken()
+    said = heard.text
     status = _STATUS.search(said)
     return (
         f"it answered HTTP {status[1]}"
@@ -91,19 +83,6 @@ def without_secrets(text: str, url: str) -> str:
     return text[:200]
 
 
-def one_route(messages: Sequence[Mapping[str, Any]], timeout: float, report: Report, heard: _Heard) -> None:
-    """In order, until one fails: what is wrong with it is probably wrong with the route."""
-    for message in messages:
-        report({"id": message["id"], "state": "started"})
-        try:
-            error = send(message, timeout, heard)
-        except Exception as failure:  # noqa: BLE001 - whatever a plugin of Apprise does, its route failed
-            error = f"{type(failure).__name__}: {without_secrets(str(failure), message['url'])}"
-        report({"id": message["id"], "state": "failed" if error else "sent", "error": error})
-        if error:
-            return
-
-
 def _end_with_parent() -> None:
     """Whoever started this holds the other end of the pipe; it closes with them, however they end."""
     while os.read(0, 1):
@@ -111,41 +90,36 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def main() -> None:
-    """Read the task, send, report."""
-    task = json.loads(_line())
-    # What a plugin prints must not be taken for a report.
-    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    lock, heard = threading.Lock(), _Heard()
-    logger = logging.getLogger("apprise")
-    logger.addHandler(heard)
-    logger.propagate = False
-
-    def report(answer: Mapping[str, Any]) -> None:
-        with lock:
-            out.write(json.dumps(answer) + "\n")
-            out.flush()
-
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    threads = [
-        threading.Thread(target=one_route, args=(messages, task["timeout"], report, heard), daemon=True)
-        for messages in task["routes"].values()
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-
-
-def _line() -> bytes:
-    """The first line of standard input, byte by byte as it comes: a buffer would be in the way at the end."""
+def _first_line() -> bytes:
+    """Of standard input, as it comes: a buffer's lock would be in the way at the end."""
     found = b""
     while not found.endswith(b"\n") and (chunk := os.read(0, 1 << 16)):
         found += chunk
     return found
 
 
+def main() -> None:
+    """Send in order until one fails: what is wrong with it is probably wrong with the route."""
+    task = json.loads(_first_line())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    # What a plugin prints must not be taken for a report.
+    out = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
+    os.dup2(2, 1)
+    heard, logger = _Heard(), logging.getLogger("apprise")
+    logger.addHandler(heard)
+    logger.propagate = False
+    for message in task["messages"]:
+        out.write(json.dumps({"id": message["id"], "state": "started"}) + "\n")
+        try:
+            error = send(message, task["timeout"], heard)
+        except Exception as failure:  # noqa: BLE001 - whatever a plugin of Apprise does, its route failed
+            error = f"{type(failure).__name__}: {without_secrets(str(failure), message['url'])}"
+        state = "failed" if error else "sent"
+        out.write(json.dumps({"id": message["id"], "state": state, "error": error}) + "\n")
+        if error:
+            break
+
+
 if __name__ == "__main__":
     main()
-    sys.exit(0)
+    os._exit(0)  # threads of Apprise that still wait for somebody are not waited for

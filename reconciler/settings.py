@@ -41,7 +41,9 @@ def _no_secret(url: str) -> str:
 class Route(BaseModel):
     """Who is told of alerts: one ``[[notify]]`` table."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, hide_input_in_errors=True
+    )
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)
     """What it is called where deliveries are shown."""
