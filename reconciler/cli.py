@@ -178,8 +178,6 @@ def _one_pass(found: settings.Settings, scope: assemble.Scope, output: Output) -
         render.console(stderr=True).print(f"error: {error}", markup=False, soft_wrap=True)
         return int(ExitCode.NOT_FIXED)
     _print_report(result, output)
-    if not scope.check:
-        assemble.tell(found)
     return int(result.exit_code)
 
 
