@@ -8,13 +8,13 @@ So it may end anywhere and be called again.
 from __future__ import annotations
 
 import json
-import os
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from reconciler.alert_files import AlertFiles, alert_rows, document, dumped, file_name
 from reconciler.model import Alert, Change
 from reconciler.settings import Route
 from reconciler.store import Store, now_text
@@ -31,12 +31,11 @@ from reconciler.wording import (
 
 # A cause is told once in this time on a route, unless it gets worse.
 QUIET = timedelta(hours=24)
-# Files of resolved alerts and notifications that are over are kept so long; the alerts themselves a year.
-KEEP_FILES, KEEP_ROWS = timedelta(days=30), timedelta(days=365)
+# Notifications that are over are kept so long, and resolved alerts.
+KEEP_DELIVERIES, KEEP_ALERTS = timedelta(days=30), timedelta(days=365)
 # When everything breaks at once, so many causes get a notification each; one more sums up the rest.
 MAX_MESSAGES = 10
 
-_UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 _LEVEL_SEVERITIES = {"P0": (5, 5), "P1": (3, 4), "P2": (1, 2)}
 
 Row = dict[str, Any]
@@ -60,9 +59,9 @@ class Alerts:
             "severity": alert.severity,
             "detail": alert.detail,
             "advice": alert.advice,
-            "changes": _dumped([_change(change) for change in alert.changes]),
+            "changes": dumped([_change(change) for change in alert.changes]),
         }
-        with self.store.db.atomic():
+        with self._writing():
             before = self._rows("status = 'open' AND key = ? AND reason = ?", [alert.key, alert.reason])
             if before:
                 self._refresh(before[0], said, now)
@@ -101,7 +100,7 @@ class Alerts:
 
     def resolve(self, key: str, now: datetime, reason: str = "", only: str | None = None) -> None:
         """End every open alert of this key, or ``only`` the one with that reason; ``reason`` says why it is over."""
-        with self.store.db.atomic():
+        with self._writing():
             self.store.db.execute(
                 "UPDATE alerts SET status = 'resolved', resolved = :now, resolution = :why, file = 'stale' "
                 "WHERE key = :key AND status = 'open' AND (:only IS NULL OR reason = :only)",
@@ -174,16 +173,15 @@ class Alerts:
     def settle(self, now: datetime) -> None:
         """Bring notifications and files up to what is known: after the pass, or after the one that was killed.
 
-        Never fails for the directory's sake: what could not be written says so in its row and is tried again.
+        Never fails for the directory's sake. Other processes may do the same at the same time.
         """
-        with self.store.db.atomic():
+        with self._writing():
             for route in self.routes:
                 self._tell_openings(route, now)
                 self._tell_resolutions(route, now)
         self._forget(now)
         if self.directory is not None:
-            self._prune_files(self.directory, now)
-            self._write_files(self.directory)
+            AlertFiles(self.store, self.directory).settle(now)
 
     def _tell_openings(self, route: Route, now: datetime) -> None:
         """Group what this route was not told; the worst first, and a summary where they are too many."""
@@ -310,57 +308,24 @@ class Alerts:
 
     def _forget(self, now: datetime) -> None:
         """Drop what nothing refers to any more."""
-        files, rows = now_text(now - KEEP_FILES), now_text(now - KEEP_ROWS)
-        with self.store.db.atomic():
-            self.store.db.execute("DELETE FROM deliveries WHERE status != 'due' AND ended < ?", [files])
+        deliveries, alerts = now_text(now - KEEP_DELIVERIES), now_text(now - KEEP_ALERTS)
+        with self._writing():
+            self.store.db.execute("DELETE FROM deliveries WHERE status != 'due' AND ended < ?", [deliveries])
             old = "SELECT id FROM alerts WHERE status = 'resolved' AND file = 'pruned' AND resolved < ?"
-            self.store.db.execute(f"DELETE FROM tellings WHERE alert IN ({old})", [rows])  # noqa: S608 - a constant
-            self.store.db.execute(f"DELETE FROM alerts WHERE id IN ({old})", [rows])  # noqa: S608 - the same
-
-    # --- files ---
-
-    def _prune_files(self, directory: Path, now: datetime) -> None:
-        limit = now_text(now - KEEP_FILES)
-        for row in self._rows("status = 'resolved' AND file != 'pruned' AND resolved < ?", [limit]):
-            try:
-                for path in (directory / file_name(row), _beside(directory, file_name(row))):
-                    path.unlink(missing_ok=True)
-            except OSError as error:
-                self._filed(row, row["file"], _why(error))
-            else:
-                self._filed(row, "pruned")
-
-    def _write_files(self, directory: Path) -> None:
-        """Write what is new, what changed, and what somebody removed while it is open."""
-        try:
-            present = {entry.name for entry in os.scandir(directory)}
-        except OSError:
-            present = set()  # it is made below, or cannot be, which every row then says
-        due = [
-            row
-            for row in self._rows("file = 'stale' OR status = 'open' ORDER BY id")
-            if row["file"] == "stale" or file_name(row) not in present
-        ]
-        for row in due:
-            try:
-                write_file(directory, file_name(row), document(row))
-            except OSError as error:
-                self._filed(row, "stale", _why(error))
-            else:
-                self._filed(row, "written")
-
-    def _filed(self, row: Row, state: str, error: str = "") -> None:
-        if (row["file"], row["file_error"]) != (state, error):
-            with self.store.db.atomic():
-                self.store.db.execute(
-                    "UPDATE alerts SET file = ?, file_error = ? WHERE id = ?", [state, error, row["id"]]
-                )
+            self.store.db.execute(f"DELETE FROM tellings WHERE alert IN ({old})", [alerts])  # noqa: S608 - a constant
+            self.store.db.execute(f"DELETE FROM alerts WHERE id IN ({old})", [alerts])  # noqa: S608 - the same
 
     # --- the tables ---
 
-    def _rows(self, where: str, values: Sequence[str] = ()) -> list[Row]:
-        rows = self.store.db.query(f"SELECT * FROM alerts WHERE {where}", list(values))  # noqa: S608 - only the clauses above
-        return [{**row, "changes": json.loads(row["changes"])} for row in rows]
+    def _rows(self, where: str, values: Sequence[Any] = ()) -> list[Row]:
+        return alert_rows(self.store, where, values)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """A transaction that has the write lock before it reads: what it decides by cannot change under it."""
+        with self.store.db.atomic():
+            self.store.db.execute("UPDATE tellings SET route = route WHERE alert < 0")
+            yield
 
     def _insert(self, table: str, row: Mapping[str, Any]) -> int:
         names = ", ".join(row)
@@ -369,52 +334,6 @@ class Alerts:
         return int(cursor.lastrowid or 0)
 
 
-def document(row: Mapping[str, Any]) -> Row:
-    """An alert as its file has it: the form that ``alert.schema.json`` describes."""
-    level = level_of(row["severity"])
-    names = (
-        "id", "key", "node", "kind", "name", "reason", "severity", "status", "opened", "resolved",
-        "resolution", "detail", "advice", "changes", "occurrences", "run", "revision", "cause",
-    )  # fmt: skip
-    return {**{name: row[name] for name in names}, "level": level}
-
-
-def file_name(row: Mapping[str, Any]) -> str:
-    """A name that sorts by time, is distinct, and is safe whatever the key holds."""
-    opened = datetime.fromisoformat(row["opened"])
-    return f"{opened:%Y%m%dT%H%M%SZ}-{row['id']:06d}-{_UNSAFE.sub('_', row['key'])[:100]}.json"
-
-
-def write_file(directory: Path, name: str, content: Mapping[str, Any]) -> None:
-    """Write beside, make it durable, rename: a reader sees the old file or the new one. Raises OSError."""
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    beside = _beside(directory, name)
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-    with os.fdopen(os.open(beside, flags, 0o600), "w", encoding="utf-8") as stream:
-        stream.write(json.dumps(content, ensure_ascii=False, indent=2) + "\n")
-        stream.flush()
-        os.fsync(stream.fileno())
-    beside.replace(directory / name)
-    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _beside(directory: Path, name: str) -> Path:
-    """The same name each time: what a killed process left is overwritten, not collected."""
-    return directory / f".{name}.tmp"
-
-
-def _why(error: OSError) -> str:
-    return f"{error.strerror or error}: {error.filename}" if error.filename else str(error.strerror or error)
-
-
 def _change(change: Change) -> Row:
     found = {"field": change.field, "desired": change.desired, "observed": change.observed}
     return {**found, "fixable": change.fixable, "note": change.note}
-
-
-def _dumped(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, default=str)

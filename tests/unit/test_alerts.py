@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import textwrap
+import threading
 import tomllib
 from collections.abc import Callable
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from jsonschema import Draft202012Validator
 
-from reconciler import alerts as alerts_module
-from reconciler.alerts import Alerts, file_name
+from reconciler import alert_files
+from reconciler.alert_files import file_name
+from reconciler.alerts import Alerts
 from reconciler.model import Alert, Change, Event, ResourceId, Status
 from reconciler.settings import Route
 from reconciler.store import Store, StoreError
@@ -327,7 +330,7 @@ def test_full_disk_leaves_the_old_file_whole(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(alerts_module.os, "fsync", full)
+        patched.setattr(alert_files.os, "fsync", full)
         desk.raise_(alert(detail="newer"))
         desk.settle()
     assert files(directory)[0]["detail"] == "npm ended with 1: no space left on device"
@@ -582,7 +585,7 @@ def with_ends(monkeypatch: pytest.MonkeyPatch, desk: Desk, step: Callable[[], No
         return call
 
     monkeypatch.setattr(desk.store.db, "execute", counted(execute))
-    monkeypatch.setattr(alerts_module.os, "fsync", counted(fsync))
+    monkeypatch.setattr(alert_files.os, "fsync", counted(fsync))
     monkeypatch.setattr(Path, "replace", counted(replace))
 
 
@@ -624,6 +627,48 @@ def test_settling_may_end_anywhere(tmp_path: Path) -> None:
         assert left == wanted, number
         number += 1
     assert number > 40
+
+
+def test_several_processes_may_settle_at_once(tmp_path: Path) -> None:
+    """Nothing is told twice, and in the end the files say what the store says."""
+    Store(tmp_path / "r.db").close()
+    errors: list[BaseException] = []
+
+    def busy(number: int) -> None:
+        try:
+            with closing(Store(tmp_path / "r.db")) as store:
+                alerts = Alerts(store, tmp_path / "alerts", (ALL,))
+                for turn in range(30):
+                    if number == 0:
+                        alerts.raise_(
+                            alert(f"node-{turn % 3}/tool/t", 3 + turn % 3, detail=f"{turn % 2}"), CONTEXT, NOW
+                        )
+                        if turn % 7 == 0:
+                            alerts.resolve("node-1/tool/t", NOW)
+                    alerts.settle(NOW)
+        except BaseException as error:  # noqa: BLE001 - told by the test
+            errors.append(error)
+
+    threads = [threading.Thread(target=busy, args=(number,)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    with closing(Store(tmp_path / "r.db")) as store:
+        desk = Desk(store, tmp_path / "alerts", ALL)
+        assert desk.settle() == []
+        rows = {row["id"]: row for row in desk.alerts.listed(resolved=True)}
+        shown = {document["id"]: document for document in files(tmp_path / "alerts")}
+        assert set(rows) == set(shown)
+        for number, document in shown.items():
+            assert {**document, "occurrences": 0} == {
+                **{name: rows[number][name] for name in document},
+                "occurrences": 0,
+            }
+        tellings = [(row["alert"], row["level"]) for row in store.db.query("SELECT * FROM tellings")]
+        assert len(tellings) == len(set(tellings))
+        assert all(not name.startswith(".") for name in names(tmp_path / "alerts"))
 
 
 def test_failing_database_is_the_callers_to_judge(desk: Desk) -> None:
