@@ -195,6 +195,7 @@ def _grouped(questions: Sequence[Question]) -> list[_Group]:
     for question in questions:
         try:
             key = _key(question)
+            hash(key)
         except Exception:
             log.exception("analysis: %s cannot be grouped", question.id)
             key = question.id

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import selectors
 import signal
@@ -17,6 +18,7 @@ from reconciler.analyze.answer import MOST_BYTES, Unavailable, clean, parse
 from reconciler.analyze.prompt import Prompt
 from reconciler.model import Analysis
 
+_running: dict[subprocess.Popen[bytes], int] = {}  # by whom: a fork of us must not end what is ours
 _ALWAYS = ("PATH", "HOME", "LANG")
 _LOOK_SECONDS = 0.05
 _PIECE = 65_536
@@ -57,11 +59,13 @@ class Command:
             given.write(prompt)
             given.seek(0)
             process = self._start(given, environment, directory)
+            _running[process] = os.getpid()
             try:
                 out, err = _listen(process, end, limit)
                 return process.wait(), out, err
             finally:
                 _end(process)
+                _running.pop(process, None)
 
     def _start(
         self, given: IO[bytes], environment: dict[str, str], directory: str
@@ -133,6 +137,14 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     for pipe in (process.stdout, process.stderr):
         if pipe is not None:
             pipe.close()
+
+
+@atexit.register
+def _end_all() -> None:
+    """Who asked is a daemon thread: it does not live to end its command when the whole process ends."""
+    for process, owner in list(_running.items()):
+        if owner == os.getpid():
+            _end(process)
 
 
 def _signal_group(leader: int, number: int) -> None:

@@ -22,8 +22,8 @@ from reconciler.model import Analysis
 _SCHEMA = dict(name="analysis", schema=FORMAT, strict=False)  # noqa: C408 - as a literal, one key is a kind's name
 # Some endpoints refuse what they do not know: then the next weaker form is asked for, and remembered.
 _FORMS: tuple[dict[str, Any], ...] = (
-    {"response_format": {"type": "json_schema", "json_schema": _SCHEMA}},
-    {"response_format": {"type": "json_object"}},
+    {"temperature": 0, "response_format": {"type": "json_schema", "json_schema": _SCHEMA}},
+    {"temperature": 0, "response_format": {"type": "json_object"}},
     {},
 )
 
@@ -57,7 +57,7 @@ class Endpoint:
             {"role": "system", "content": prompt.instructions},
             {"role": "user", "content": prompt.data},
         ]
-        return {"model": self.model, "messages": messages, "temperature": 0, "stream": False, **form}
+        return {"model": self.model, "messages": messages, "stream": False, **form}
 
 
 class _Call:

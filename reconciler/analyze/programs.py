@@ -250,7 +250,7 @@ PROGRAMS: dict[str, Check] = {
 # With every option: they have none that writes.
 _ONLY_LOOK = (
     "cat", "head", "tail", "ls", "stat", "wc", "which", "readlink", "realpath", "basename", "dirname", "echo", "printf",
-    "id", "whoami", "df", "du", "free", "ps", "pgrep", "true", "false", "test", "sleep", "sha256sum", "md5sum", "cmp",
+    "id", "whoami", "df", "du", "free", "pgrep", "true", "false", "test", "sleep", "sha256sum", "md5sum", "cmp",
     "diff", "uptime", "tr", "cut", "grep", "uname", "nproc", "lsof",
 )  # fmt: skip
 
@@ -262,6 +262,7 @@ def _no_objection(_arguments: list[str]) -> str:
 READERS: dict[str, Check] = {
     **dict.fromkeys(_ONLY_LOOK, _no_objection),
     "date": _date,
+    "ps": Grammar("-e -f -A", operand=of(re.compile("aux|ax"))),  # "e" shows everybody's environment
     "journalctl": Grammar("--user --no-pager -q", valued=_JOURNAL, operand=nothing),
     "command": Grammar("-v", operand=a_word, one_of="-v", least=1),
 }

@@ -50,10 +50,10 @@ def prompt(question: Question, nodes: int = 1) -> Prompt:
     """The question of one issue that ``nodes`` machines have, redacted. The machines' names are left out."""
     instructions = _INSTRUCTIONS.format(schema=_line(FORMAT), recurring=RECURRING)
     asked = _asked(question, nodes)
-    for optional in ("history", "desired"):
+    for optional in ("history", "desired", "changes"):
         if len(_line(asked)) > MOST_CHARACTERS:
             asked = {**asked, optional: "(too long)"}
-    return Prompt(instructions, _line(asked)[:MOST_CHARACTERS])
+    return Prompt(instructions, _line(asked))
 
 
 def _asked(question: Question, nodes: int) -> dict[str, Any]:

@@ -41,9 +41,11 @@ _OPTION = re.compile(rf"(?i)((?<!\S)--?{_NAME}\s+){_VALUE}")
 _TOKENS = re.compile(
     r"gh[a-z]_[A-Za-z0-9]{8,}|github_pat_\w{8,}|glpat-[\w-]{8,}|xox[a-z]-[\w-]{8,}|AIza[\w-]{16,}|hf_[A-Za-z0-9]{16,}"
     r"|npm_[A-Za-z0-9]{16,}|pypi-[\w-]{16,}|(?:AKIA|ASIA|AROA|AIDA)[A-Z0-9]{8,}|(?<![A-Za-z])[sr]k[-_][\w-]{8,}"
-    r"|eyJ[\w-]{6,}(?:\.[\w-]*){1,4}"
+    r"|(?<![\w-])eyJ[\w-]{6,}(?:\.[\w-]*){1,4}"
 )
-_USERINFO = re.compile(r"([a-z][a-z0-9+.-]{0,20}://)[^\s/@:]*:(?!\d{1,5}(?:[/?#]|$))[^\s]*@", re.IGNORECASE)
+_USERINFO = re.compile(
+    r"([a-z][a-z0-9+.-]{0,20}://)[^\s/@:]*:(?!\d{1,5}(?:[/?#]|$))[^\s]{0,300}@", re.IGNORECASE
+)
 _LONG = re.compile(r"[A-Za-z0-9+/=_-]{20,}")
 _DIGEST = re.compile(r"[0-9a-fA-F]{64}")
 _CAMEL_CASE = re.compile(r"[A-Z]?[a-z]{2,14}(?:[A-Z][a-z]{2,14})*")
@@ -120,8 +122,7 @@ class _Redaction:
 
     def text(self, text: str) -> str:
         """A text less secrets, names and addresses, and not too long."""
-        short = text if len(text) <= _READ else _whole_words(text[:_READ])
-        clean = _without_secrets(short)
+        clean = without_secrets(text)
         clean = _HOME.sub(self._user, clean)
         clean = _V4.sub(self._address, clean)
         clean = _V6.sub(self._address, clean)
@@ -155,7 +156,9 @@ def _whole_words(text: str) -> str:
     return text[: max((text.rfind(blank) for blank in " \n\t"), default=-1) + 1]
 
 
-def _without_secrets(text: str) -> str:
+def without_secrets(text: str) -> str:
+    """A text for people: less secrets, with names and addresses. What is very long is cut."""
+    text = text if len(text) <= _READ else _whole_words(text[:_READ])
     text = _PEM.sub(SECRET, text)
     text = _HEADER.sub(rf"\1\2{SECRET}", text)
     text = _BEARER.sub(rf"\1 {SECRET}", text)

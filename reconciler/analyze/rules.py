@@ -14,7 +14,7 @@ from typing import Any
 
 from reconciler.analyze.answer import PARAGRAPH, SENTENCE, clean
 from reconciler.analyze.prompt import RECURRING
-from reconciler.analyze.redact import redact
+from reconciler.analyze.redact import without_secrets
 from reconciler.model import Analysis, Change, Question
 
 _SAME_TIME_MINUTES = 45.0
@@ -145,7 +145,7 @@ def _severity(question: Question, cause: _Cause | None) -> int:
 
 def _root_cause(question: Question, cause: _Cause | None) -> str:
     if cause is not None:
-        said = clean(redact(question.reason), 200)
+        said = clean(without_secrets(question.reason), 200)
         return cause.sentence[:-1] + (f" ({said})." if said else ".")
     fields = _fields(question.changes)
     if any(not change.fixable for change in question.changes):
@@ -162,7 +162,7 @@ def _plan(question: Question, cause: _Cause | None) -> str:
         return "Declare how to fix it; the rules know no way that is safe for every machine."
     notes = dict.fromkeys(c.note for c in question.changes if not c.fixable and c.note)
     if notes:
-        return clean(redact("Only a person can: " + "; ".join(notes)), PARAGRAPH) + "."
+        return clean(without_secrets("Only a person can: " + "; ".join(notes)), PARAGRAPH) + "."
     return "The repair that is shipped takes care of it."
 
 
@@ -251,4 +251,4 @@ def _common_reason(history: Sequence[Mapping[str, Any]]) -> str:
     if len(reasons) < RECURRING - 1:
         return ""
     reason, count = Counter(reasons).most_common(1)[0]
-    return clean(redact(reason), 200).rstrip(".") if count * 2 > len(reasons) else ""
+    return clean(without_secrets(reason), 200).rstrip(".") if count * 2 > len(reasons) else ""

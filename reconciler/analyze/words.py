@@ -28,6 +28,9 @@ _PACKAGE = re.compile(
 )
 _ARCHIVE = re.compile(r"\.(?:tgz|tar|gz|xz|bz2|zst|zip|whl|deb|rpm|jar|git|egg)$", re.IGNORECASE)
 _UNIT = re.compile(r"[A-Za-z0-9][A-Za-z0-9@._:-]{0,120}")
+_UNIT_OF_THE_END = re.compile(
+    r"systemd-|(?:reboot|poweroff|halt|kexec|emergency|rescue|debug-shell|suspend|hibernate)\b"
+)
 _MEMBER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+@-]*(?:/[A-Za-z0-9_][A-Za-z0-9._+@-]*)*")
 _URL_PATH = re.compile(r"[A-Za-z0-9._~/+@%:,=&?-]*")
 _HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,252}")
@@ -101,10 +104,9 @@ def is_package(name: str) -> bool:
 
 
 def is_unit(name: str) -> bool:
-    """The name of a unit."""
-    return bool(_UNIT.fullmatch(name)) and not name.endswith(
-        (".target", ".mount", ".swap", ".slice", ".scope")
-    )
+    """The name of a unit, not of one that ends or isolates the machine."""
+    kinds_apart = (".target", ".mount", ".swap", ".slice", ".scope")
+    return bool(_UNIT.fullmatch(name)) and not name.endswith(kinds_apart) and not _UNIT_OF_THE_END.match(name)
 
 
 def is_member(path: str) -> bool:

@@ -241,7 +241,8 @@ REFUSED: dict[str, list[list[str]]] = {
     "programs": [
         [], [""], ["./x"], ["/tmp/ls"], ["~/bin/x"], ["x/../../bin/ls"], ["reboot"], ["kill", "-9", "-1"], ["nc", "-e", "sh"], ["systemctl", "reboot"],
         ["systemctl", "stop", "ssh"], ["systemctl", "disable", "--now", "sshd"], ["systemctl", "--user", "stop", "default.target"],
-        ["systemctl", "--root=/x", "status"], ["systemctl", "start", "poweroff.target"], ["apt-get", "install", "jq"], ["env"], ["timeout", "5"],
+        ["systemctl", "--root=/x", "status"], ["systemctl", "start", "poweroff.target"],
+        ["systemctl", "start", "systemd-poweroff.service"], ["systemctl", "restart", "reboot"], ["ps", "eww"], ["apt-get", "install", "jq"], ["env"], ["timeout", "5"],
         ["FOO=bar", "ls"], ["date", "-s", "2000-01-01"], ["command", "ls"], ["tar", "-xf", "x"], ["sed", "-i", "s/a/b/", "x"],
     ],
     "packages": [

@@ -147,11 +147,12 @@ def test_everything_becomes_json() -> None:
 
 def test_it_is_quick_on_large_and_hostile_text() -> None:
     """Nothing here may look at a text again and again."""
-    for text in ("a" * 10**6, "key" * 10**5, "a=" * 10**5, "-" * 10**6, "'" * 10**5, ":" * 10**5, "/" * 10**6, "eyJ" * 10**5,
-                 "-----BEGIN " * 10**4, "a.key_" * 10**4, "https://a:" * 10**4, '"\\' * 10**5, "1." * 10**5):  # fmt: skip
-        before = time.monotonic()
-        redact(text)
-        assert time.monotonic() - before < 1.0, text[:20]
+    for piece in ("a", "key", "a=", "-", "'", ":", "/", "eyJ", "-----BEGIN ", "a.key_", "https://a:", '"\\', "1.", "password", 'token="',
+                  "a@", "--key ", "/home/", "bearer ", "::", "a.-_", "cookie=", "\n"):  # fmt: skip
+        for text in (piece * (19_990 // len(piece)), (piece * (9_000 // len(piece)) + " ") * 50):
+            before = time.monotonic()
+            redact(text)
+            assert time.monotonic() - before < 5.0, piece
 
 
 # --- a planted secret, on its way to real backends ---------------------------------------------------
