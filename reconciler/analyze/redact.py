@@ -33,11 +33,19 @@ _NAMING = ("name", "field", "variable", "header", "key")
 _PEM = re.compile(r"-----BEGIN [^-\n]{1,60}-----.*?(?:-----END [^-\n]{1,60}-----|\Z)", re.DOTALL)
 _HEADER = re.compile(r"(?i)\b((?:proxy-)?authorization|(?:set-)?cookie)(\"?'?\s*[:=]\s*)[^\r\n]+")
 _BEARER = re.compile(r"(?i)\b(bearer|basic)\s+[\w.~+/=-]{6,}")
-_VALUE = r"""("(?:[^"\\]|\\.)*(?:"|\Z)|'(?:[^'\\]|\\.)*(?:'|\Z)|[^\s,;]+)"""
+_QUOTED = r"""\"(?:[^"\\]|\\.)*(?:"|\Z)|'(?:[^'\\]|\\.)*(?:'|\Z)"""
+_BLOCK = r"\[[^\]]*(?:\]|\Z)|\{[^}]*(?:\}|\Z)|[|>][-+]?[ \t]*\n(?:[ \t]+[^\n]*(?:\n|\Z))+"
+_VALUE = rf"({_QUOTED}|{_BLOCK}|[^\s,;]+)"
 _SHORT = r"(?<![a-z])(?:[\w.-]{0,60}[_.-])?(?:key|auth|pass|pwd|pw|pin)"
 _NAME = rf"(?:[\w.-]{{0,60}}?(?:{_ANYWHERE})[\w.-]{{0,60}}|{_SHORT})"
 _ASSIGNED = re.compile(rf"""(?i)({_NAME}["']?\s*(?:=|:(?!//))\s*){_VALUE}""")
 _OPTION = re.compile(rf"(?i)((?<!\S)--?{_NAME}\s+){_VALUE}")
+# In prose a word with a digit; without one it is more likely "password required" than a password.
+_SAID = re.compile(rf"(?i)\b((?:{_ANYWHERE}|passphrase|api key)\s+(?:(?:is|was|to)\s+)?)(?=\S{{0,80}}\d)\S+")
+_PROGRAMS = re.compile(
+    r"(?i)(\b(?:sshpass|mysql\w*|mariadb\w*)\b[^\n]{0,200}?\s-p\s?)\S+|((?<!\S)(?:-u|--user)[ =]?[^\s:]{1,80}:)\S+"
+)
+_HOOKS = re.compile(r"(?i)((?:hooks\.slack\.com/services|/api/webhooks|/open-apis/bot/v\d/hook)/)\S+")
 _TOKENS = re.compile(
     r"gh[a-z]_[A-Za-z0-9]{8,}|github_pat_\w{8,}|glpat-[\w-]{8,}|xox[a-z]-[\w-]{8,}|AIza[\w-]{16,}|hf_[A-Za-z0-9]{16,}"
     r"|npm_[A-Za-z0-9]{16,}|pypi-[\w-]{16,}|(?:AKIA|ASIA|AROA|AIDA)[A-Z0-9]{8,}|(?<![A-Za-z])[sr]k[-_][\w-]{8,}"
@@ -166,6 +174,9 @@ def without_secrets(text: str) -> str:
     text = _TOKENS.sub(SECRET, text)
     text = _ASSIGNED.sub(rf"\1{SECRET}", text)
     text = _OPTION.sub(rf"\1{SECRET}", text)
+    text = _SAID.sub(rf"\1{SECRET}", text)
+    text = _PROGRAMS.sub(rf"\1\2{SECRET}", text)
+    text = _HOOKS.sub(rf"\1{SECRET}", text)
     return _LONG.sub(_unless_ordinary, text)
 
 

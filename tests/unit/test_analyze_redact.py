@@ -43,6 +43,15 @@ JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.dozjgNryP4J3jVmN"
         ("export API_KEY='two words' x", "two words"),
         ('{"db_password": "hun\\"ter2", "a": 1}', "ter2"),
         ("my-token: hunter2", "hunter2"),
+        ("Token hunter2 is invalid", "hunter2"),
+        ("the password is hunter2!", "hunter2"),
+        ("machine x login bob password hunter2", "hunter2"),
+        ("mysql -u root -phunter2 db", "hunter2"),
+        ("sshpass -p hunter2 ssh x", "hunter2"),
+        ("curl -u bob:hunter2 https://x", "hunter2"),
+        ('{"passwords":["a1","hunter2"]}', "hunter2"),
+        ("token: |\n  one\n  hunter2\nnext: x", "hunter2"),
+        ("https://hooks.slack.com/services/T0/B0/hunter", "hunter"),
         ("secret = hunter2;", "hunter2"),
         ("tool --api-key hunter2 --verbose", "hunter2"),
         ("tool --token=hunter2", "hunter2"),
@@ -73,6 +82,7 @@ def test_secrets_in_texts_are_taken_out(text: str, hidden: str) -> None:
         "npm ERR! code EACCES, syscall mkdir, path /usr/local/lib/node_modules",
         "std::vector, foo::bar, 1.2.3, 2026-11-21T09:54:05",
         "started_at TEXT is missing in table tasks",
+        "password authentication failed, mkdir -p /srv/x",
         "unit fleet-reconciler-node-12-watcher.service failed",
     ],
 )
@@ -230,6 +240,6 @@ def test_a_planted_secret_is_not_in_what_the_rules_say(case: tuple[str, Any]) ->
 @given(
     st.recursive(st.none() | st.integers() | st.floats() | st.text() | st.binary(), st.lists, max_leaves=5)
 )
-def test_any_value_is_redacted_to_json_and_twice_changes_no_more_secrets(value: Any) -> None:
+def test_any_value_becomes_json(value: Any) -> None:
     found = redact({"x": value})
     json.dumps(found, allow_nan=False)

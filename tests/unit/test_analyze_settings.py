@@ -8,6 +8,7 @@ import pytest
 
 from reconciler.model import ConfigurationError
 from reconciler.settings import AnalysisSettings, load
+from tests.unit.support import ROOT
 
 
 def wrong(text: str) -> str:
@@ -79,3 +80,11 @@ def test_a_mistake_is_named_with_its_place_and_repeats_no_secret(line: str, mess
 def test_what_is_no_table() -> None:
     assert "[analysis]" in wrong('analysis = "hunter2"\n')
     assert "hunter2" not in wrong('analysis = "hunter2"\n')
+
+
+def test_every_setting_is_documented() -> None:
+    """With its default."""
+    text = (ROOT / "docs" / "analysis.md").read_text()
+    for name, field in AnalysisSettings.model_fields.items():
+        default = f"`{field.default}`" if field.default else "none"
+        assert f"| `{name}` | {default} |" in text, name
