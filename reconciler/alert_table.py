@@ -87,13 +87,13 @@ def _troubles(document: Mapping[str, Any]) -> Iterable[str]:
         yield f"alert files cannot be written: {error}"
     waiting = document["undelivered"]
     for row in waiting[:SHOWN]:
-        tried = f"tried {row['attempts']} times" if row["attempts"] != 1 else "tried once"
+        tried = {0: "not tried yet", 1: "tried once"}.get(row["attempts"], f"tried {row['attempts']} times")
         then = (
             "given up"
             if row["status"] == "given_up"
             else f"next try {row['next_try'][:16].replace('T', ' ')}"
         )
-        yield f"not delivered on {row['route']} ({tried}, {then}): {row['title']}" + _colon(row["error"])
+        yield f"not delivered on {row['route']}{_colon(row['error'])} ({tried}, {then}): {row['title']}"
     if len(waiting) > SHOWN:
         yield f"… and {len(waiting) - SHOWN} more notifications that are not delivered"
 

@@ -146,7 +146,8 @@ class Alerts:
         for word in (search or "").split():
             where.append("instr(lower(key || ' ' || reason || ' ' || detail || ' ' || advice), lower(?))")
             values.append(word)
-        order = "status = 'open' DESC, CASE status WHEN 'open' THEN severity END DESC, id DESC"
+        rank = "CASE status WHEN 'open' THEN -severity END, CASE status WHEN 'open' THEN id ELSE -id END"
+        order = f"status = 'open' DESC, {rank}"
         rows = self._rows(f"{' AND '.join(where)} ORDER BY {order} LIMIT ?", [*values, str(limit)])
         return [self._shown(row) for row in rows]
 

@@ -19,7 +19,7 @@ from urllib.parse import unquote
 import apprise
 
 _TYPES = {"P0": apprise.NotifyType.FAILURE, "P1": apprise.NotifyType.WARNING, "P2": apprise.NotifyType.INFO}
-_STATUS = re.compile(r"error=(\d{3})\b")
+_STATUS = re.compile(r"error=([345]\d\d)\b")
 _HIDDEN = "(hidden)"
 
 

@@ -171,9 +171,7 @@ def _title(tag: str, rows: Sequence[Row], worst: Row) -> str:
 
 
 def _what(row: Row) -> str:
-    return (
-        f"{row['kind']}/{row['name']} {row['reason']}" if row["kind"] else f"{row['reason']} ({row['key']})"
-    )
+    return f"{row['kind']}/{row['name']} {row['reason']}" if row["kind"] else str(row["reason"])
 
 
 def _nodes(rows: Iterable[Row]) -> list[str]:

@@ -634,8 +634,11 @@ def test_alerts_are_shown_with_advice_and_with_what_was_not_delivered(database: 
     assert first.rstrip().endswith("the key was [refused]")
     assert "→ look there" in said.out
     assert "resolved 2026-01-02 04:04: it is as desired again" in said.out
-    assert "not delivered on ops (tried once, next try 2026-01-02 03:0" in said.out
-    assert "the environment has no NOWHERE" in said.out
+    assert (
+        "not delivered on ops: the environment has no NOWHERE (tried once, next try 2026-01-02 03:0"
+        in said.out
+    )
+    assert "the route failed with another notification (not tried yet, next try" in said.out
     assert "\x1b" not in said.out
 
 
