@@ -109,6 +109,10 @@ class Alerts:
 
     # --- what people and programs ask ---
 
+    def open_keys(self) -> set[str]:
+        """What open alerts are about."""
+        return {row["key"] for row in self._rows("status = 'open'")}
+
     def open(self) -> list[Row]:
         """Every open alert, worst first, as its file has it."""
         return [self._shown(row) for row in self._rows("status = 'open' ORDER BY severity DESC, id")]

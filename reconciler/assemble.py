@@ -10,10 +10,12 @@ from collections.abc import Callable
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 
 from reconciler import runner
 from reconciler.alerts import Alerts
+from reconciler.analyze import Analyzer
 from reconciler.converge import Converger
 from reconciler.desired.load import Desired, load
 from reconciler.desired.places import pattern_hint, suggestion
@@ -25,8 +27,9 @@ from reconciler.loop import Pass, Wishes
 from reconciler.model import ConfigurationError, NodeState, Problem, Report, Run
 from reconciler.notify import Notifier
 from reconciler.observe import Observer
+from reconciler.proposals import Judge, overlaid
 from reconciler.record import Context, Recorder
-from reconciler.settings import Settings
+from reconciler.settings import AnalysisSettings, Settings
 from reconciler.store import Store, StoreError
 
 TELL_SECONDS = 10.0
@@ -82,6 +85,8 @@ def one_pass(
         nullcontext() if scope.check else Lease(settings.db, run_id) as lease,
         closing(Store(settings.db)) as store,
     ):
+        proposals = store.proposals()
+        desired, wanted = overlaid(desired, proposals), overlaid(wanted, proposals)
         context = Context(
             run_id, git_revision(settings.desired), lease.epoch if lease else None, scope.next_in
         )
@@ -98,8 +103,15 @@ def one_pass(
             limited=scope.limit is not None or scope.kinds is not None,
             fleet=len({rid.node for rid in desired.resources}),
         )  # fmt: skip
+        judge = Judge(_analyzer(settings.analysis), settings.analysis, store, desired)
         with clock:
-            return Pass(wanted, observer, converger, recorder, wishes, runs).run()
+            return Pass(wanted, observer, converger, recorder, wishes, runs, judge.judge).run()
+
+
+@cache
+def _analyzer(settings: AnalysisSettings) -> Analyzer:
+    """One for the life of the process: it remembers which backends are not worth a call."""
+    return Analyzer(settings)
 
 
 def bell(settings: Settings, store: Store) -> Alerts:

@@ -57,22 +57,26 @@ Limit = Annotated[str | None, typer.Option("--limit", "-l", help="Only nodes tha
 OneNode = Annotated[str | None, typer.Option("--node", help="Only this node.")]
 OneKind = Annotated[str | None, typer.Option("--kind", "-k", help="Only this kind.")]
 Since = Annotated[str | None, typer.Option("--since", help="Not older than this: 2h, 3d, or an ISO date.")]
+Once = Annotated[bool, typer.Option("--once", help="One pass, then exit with its result.")]
+Check = Annotated[
+    bool, typer.Option("--check", help="Change nothing; say what drifted and what would be done.")
+]
+Retry = Annotated[
+    bool, typer.Option("--retry", help="Try at once what failed and would wait for its next attempt.")
+]
+AllowMassChange = Annotated[
+    bool, typer.Option("--allow-mass-change", help="Lift limits.max_changed_nodes for this pass.")
+]
 Kinds = Annotated[str | None, typer.Option("--kind", "-k", help="Only these kinds, separated by commas.")]
 
 
 @app.callback(invoke_without_command=True)
 def root(  # noqa: PLR0917 - a command's options
     context: typer.Context,
-    once: Annotated[bool, typer.Option("--once", help="One pass, then exit with its result.")] = False,
-    check: Annotated[
-        bool, typer.Option("--check", help="Change nothing; say what drifted and what would be done.")
-    ] = False,
-    retry: Annotated[
-        bool, typer.Option("--retry", help="Try at once what failed and would wait for its next attempt.")
-    ] = False,
-    allow_mass_change: Annotated[
-        bool, typer.Option("--allow-mass-change", help="Lift limits.max_changed_nodes for this pass.")
-    ] = False,
+    once: Once = False,
+    check: Check = False,
+    retry: Retry = False,
+    allow_mass_change: AllowMassChange = False,
     limit: Limit = None,
     kind: Kinds = None,
     desired: Desired = None,
@@ -92,25 +96,7 @@ def root(  # noqa: PLR0917 - a command's options
         sys.stdout.write(f"{__version__}\n")
         raise typer.Exit
     if context.invoked_subcommand is not None:
-        given = [
-            name
-            for name, value in (
-                ("--once", once),
-                ("--check", check),
-                ("--limit", limit),
-                ("--kind", kind),
-                ("--retry", retry),
-                ("--allow-mass-change", allow_mass_change),
-            )
-            if value
-        ]
-        if given:
-            _fail(
-                ConfigurationError(
-                    f"{given[0]} goes with a pass, not with the command {context.invoked_subcommand}"
-                ),
-                output,
-            )
+        _refuse_options_of_a_pass(context, output)
         context.obj = {"desired": desired, "inventory": inventory, "db": db, "output": output}
         return
     found = _settings(output, desired=desired, inventory=inventory, db=db)
@@ -122,6 +108,15 @@ def root(  # noqa: PLR0917 - a command's options
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
         raise typer.Exit(_one_pass(found, scope, output))
     raise typer.Exit(_continuous(found, scope, output))
+
+
+def _refuse_options_of_a_pass(context: typer.Context, output: Output) -> None:
+    """A command of its own takes none of them."""
+    for name in ("once", "check", "limit", "kind", "retry", "allow_mass_change"):
+        if context.params[name]:
+            option = f"--{name.replace('_', '-')}"
+            message = f"{option} goes with a pass, not with the command {context.invoked_subcommand}"
+            _fail(ConfigurationError(message), output)
 
 
 def _kinds(text: str | None) -> tuple[str, ...] | None:
@@ -178,6 +173,8 @@ def _one_pass(found: settings.Settings, scope: assemble.Scope, output: Output) -
         render.console(stderr=True).print(f"error: {error}", markup=False, soft_wrap=True)
         return int(ExitCode.NOT_FIXED)
     _print_report(result, output)
+    if not scope.check:
+        assemble.tell(found)
     return int(result.exit_code)
 
 

@@ -55,6 +55,7 @@ class _Ran:
     wanted: Mapping[ResourceId, Resource]
     errors: dict[ResourceId, str] = field(default_factory=dict)
     backup: dict[ResourceId, list[str]] = field(default_factory=dict)
+    said: dict[ResourceId, str] = field(default_factory=dict)
 
     def on_result(self, result: runner.Result) -> None:
         """One task's result."""
@@ -66,9 +67,11 @@ class _Ran:
             for rid in self.wanted:
                 if rid.node == result.node:
                     self.errors.setdefault(rid, f"the node became unreachable: {message}")
-        elif result.data.get("saved"):
+        elif result.data.get("name"):
             rid = ResourceId(result.node, str(result.data["role"]), str(result.data["name"]))
-            self.backup[rid] = result.data["saved"]
+            self.backup[rid] = result.data.get("saved") or self.backup.get(rid, [])
+            if self.wanted[rid].proposed and not self.wanted[rid].secret and result.data.get("detail"):
+                self.said[rid] = f"proposed commands ran: {result.data['detail']}"
 
 
 class Converger:
@@ -112,7 +115,7 @@ class Converger:
         last = diff(resources, after.observations)
         judge = _Judge(ran.errors, undo_errors, {r.id for r, _ in undone}, seen, drifts, first, last)
         return [
-            judge.outcome(action, ran.backup.get(action.id, ()))
+            judge.outcome(action, ran.backup.get(action.id, ()), ran.said.get(action.id, ""))
             for action in actions
             if seen.observations[action.id].is_known
         ], after
@@ -129,7 +132,7 @@ class Converger:
         why = dict.fromkeys((attempt.id for attempt in begun), "an interrupted attempt was undone")
         judge = _Judge(why, undo_errors, {attempt.id for attempt in begun}, seen, drifts, first, last)
         actions = [Action(a.id, a.before, attempt=a.attempt, number=a.number) for a in begun]
-        return [judge.outcome(action, ()) for action in actions], after
+        return [judge.outcome(action, (), "") for action in actions], after
 
     def _undo(
         self,
@@ -265,9 +268,11 @@ class _Judge:
         self.errors, self.undo_errors, self.undone = errors, undo_errors, undone
         self.seen, self.drifts, self.first, self.last = seen, drifts, first, last
 
-    def outcome(self, action: Action, backup: Sequence[str]) -> Outcome:
+    def outcome(self, action: Action, backup: Sequence[str], said: str) -> Outcome:
         """fixed, failed or rolled_back, with the reason in the words of whoever failed."""
-        return replace(self._judged(action), number=action.number, backup=tuple(backup))
+        found = self._judged(action)
+        detail = "; ".join(filter(None, [found.detail, said]))
+        return replace(found, detail=detail, number=action.number, backup=tuple(backup))
 
     def _judged(self, action: Action) -> Outcome:
         rid = action.id

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from reconciler.kinds.registry import kinds
 from reconciler.model import SECRET, Change, Drift, Mode, Observation, Resource, ResourceId
@@ -19,12 +20,14 @@ def diff(
             continue
         changes = kinds()[rid.kind].changes(resource, observation.facts)
         if changes:
-            found[rid] = Drift(rid, tuple(_redacted(resource, change) for change in changes))
+            found[rid] = Drift(rid, tuple(_shown(resource, change) for change in changes))
     return found
 
 
-def _redacted(resource: Resource, change: Change) -> Change:
+def _shown(resource: Resource, change: Change) -> Change:
     """Values of a resource that refers to secrets never leave this function."""
+    if resource.proposed:
+        change = replace(change, fixable=True)
     if not resource.secret:
         return change
     return Change(change.field, SECRET, SECRET, change.fixable, change.note)

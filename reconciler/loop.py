@@ -6,7 +6,7 @@ Level-triggered: it starts from what the nodes say now, never from what the last
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -32,7 +32,7 @@ from reconciler.model import (
 )
 from reconciler.observe import Observer
 from reconciler.plan import Situation, plan
-from reconciler.record import Recorder
+from reconciler.record import Issues, Judgement, Recorder
 from reconciler.rollout import Hold, mass_change, next_wave
 
 
@@ -58,6 +58,7 @@ class Pass:
     recorder: Recorder
     wishes: Wishes = field(default_factory=Wishes)
     runs: list[Run] = field(default_factory=list)
+    judge: Callable[[Issues], Mapping[ResourceId, Judgement]] = field(default=lambda _issues: {})
 
     def run(self) -> Report:
         """Look; where something drifted, act and look again; record. Raises RunError, LeaseLostError."""
@@ -93,7 +94,7 @@ class Pass:
             outcomes=tuple(outcomes), runs=tuple(self.runs), resources=resources, limited=self.wishes.limited,
         )  # fmt: skip
         if not self.wishes.check:
-            self.recorder.finish(report, remaining)
+            self.recorder.finish(report, remaining, self.judge(self.recorder.issues(report)))
         return report
 
     def _carry_on(

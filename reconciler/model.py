@@ -169,6 +169,8 @@ class Resource:
     secret: bool = False
     declared_at: Mark | None = None
     digest: str = ""
+    proposed: tuple[tuple[str, ...], ...] = ()
+    """Commands of an analyzer that the policy lets run in place of the role's own fix."""
     confirm_within: float = 0.0
     """Seconds after which the node undoes a change by itself unless it was confirmed over a new login; 0: never."""
 

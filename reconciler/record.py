@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -50,6 +51,9 @@ class Bell(Protocol):
     def resolve(self, key: str, now: datetime, reason: str = "", only: str | None = None) -> None:
         """End the open alerts of this key."""
 
+    def open_keys(self) -> set[str]:
+        """What open alerts are about."""
+
 
 class Silence:
     """Nobody is told."""
@@ -60,6 +64,10 @@ class Silence:
     def resolve(self, key: str, now: datetime, reason: str = "", only: str | None = None) -> None:
         """Nothing was told."""
 
+    def open_keys(self) -> set[str]:
+        """Nothing is open."""
+        return set()
+
 
 @dataclass(frozen=True)
 class Context:
@@ -69,6 +77,18 @@ class Context:
     revision: str
     epoch: int | None = None
     next_in: float | None = None
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What an analyzer said of an issue: ``details`` for the record, ``advice`` for a person."""
+
+    severity: int
+    details: Mapping[str, Any]
+    advice: str
+
+
+Issues = dict[ResourceId, tuple[tuple[Change, ...], str]]
 
 
 class Recorder:
@@ -86,6 +106,7 @@ class Recorder:
         self.suspensions = store.suspensions()
         self.history = store.history(self.limits, datetime.now(UTC))
         self.detected: dict[ResourceId, str] = {}
+        self.judged: Mapping[ResourceId, Judgement] = {}
 
     # --- attempts ---
 
@@ -214,10 +235,30 @@ class Recorder:
         found = self.store.hold(MASS_CHANGE)
         return Hold(**{**found, "digests": frozenset(found["digests"])}) if found else None
 
-    def finish(self, report: Report, remaining: Mapping[ResourceId, Drift]) -> None:
+    def issues(self, report: Report) -> Issues:
+        """What is new in this pass, for whoever judges it: what differed, and why nothing was done if nothing was."""
+        found: Issues = {
+            rid: (report.drifts[rid].changes, "") for rid in self.detected if rid in report.drifts
+        }
+        for skip in report.plan.skips:
+            if skip.id in found or not is_open(self.conditions.get(str(skip.id))):
+                found[skip.id] = (skip.changes, skip.reason)
+        for outcome in report.outcomes:
+            if outcome.id in found:
+                found[outcome.id] = (found[outcome.id][0], outcome.detail)
+        return found
+
+    def finish(
+        self,
+        report: Report,
+        remaining: Mapping[ResourceId, Drift],
+        judged: Mapping[ResourceId, Judgement] | None = None,
+    ) -> None:
         """Events for what is only told, then the condition of everything looked at, alerts, and the pass."""
+        self.judged = judged or {}
         with self._transaction():
             self._skipped(report, remaining)
+            self._annotate()
             reasons = {skip.id: skip.reason for skip in report.plan.skips}
             reasons |= {outcome.id: outcome.detail for outcome in report.outcomes if outcome.detail}
             rows = [self._condition(rid, report, remaining, reasons) for rid in report.observed.observations]
@@ -239,6 +280,14 @@ class Recorder:
             if skip.code == "NeedsPerson" and not known:
                 details = self._details(skip.id, skip.changes, skip.reason)
                 self._event(skip.id, Status.FAILED, 3, details, 0)
+
+    def _annotate(self) -> None:
+        for rid, judgement in self.judged.items():
+            self.store.annotate(rid, judgement.severity, judgement.details)
+            may_run = judgement.details.get("may_run")
+            if may_run:
+                backend = str(judgement.details.get("backend", ""))
+                self.store.propose(rid, self.resources[rid].digest, backend, may_run)
 
     def _pass(self, report: Report, rows: list[dict[str, Any]]) -> dict[str, Any]:
         following = self.context.next_in
@@ -268,24 +317,25 @@ class Recorder:
         """Alerts for what stays wrong for a reason of its own; the end of those whose reason is over."""
         for skip in report.plan.skips:
             self._tell_skip(skip, report.started)
+        known = self.bell.open_keys()
         for row in rows:
-            if row["status"] == "True":
-                self.bell.resolve(row["issue_key"], report.started)
-            elif row["status"] == "False":
-                self.bell.resolve(row["issue_key"], report.started, only="Unknown")
-            elif report.observed.nodes[row["node"]].reachable and self._lasted(row["since"], report.started):
+            if row["status"] in ("True", "False") and row["issue_key"] in known:
+                only = None if row["status"] == "True" else "Unknown"
+                self.bell.resolve(row["issue_key"], report.started, only=only)
+            elif row["status"] == "Unknown" and self._is_for_somebody(row, report):
                 rid = ResourceId.parse(row["issue_key"])
                 advice = f"the node answers, but cannot say: reconcile explain {rid}"
                 self._alert(rid, "Unknown", 3, row["message"], advice)
-        for key in gone:
+        for key in known & set(gone):
             self.bell.resolve(key, report.started, "it is not declared any more")
-        self._tell_nodes(report, rows)
+        self._tell_nodes(report, rows, known)
         self._tell_hold(report)
 
     def _tell_skip(self, skip: Skip, now: datetime) -> None:
         rid = skip.id
         if skip.code == "NeedsPerson":
-            self._alert(rid, skip.code, 3, skip.reason, f"reconcile explain {rid}", skip.changes)
+            said = self._advice(rid) or f"reconcile explain {rid}"
+            self._alert(rid, skip.code, 3, skip.reason, said, skip.changes)
         elif skip.code == "OnlyWarned":
             detail = "not as declared, and its mode is warn"
             self._alert(rid, skip.code, 2, detail, f"reconcile explain {rid}", skip.changes)
@@ -297,15 +347,21 @@ class Recorder:
             advice = f"find what changes it, then: reconcile resume {rid}"
             self._alert(rid, skip.code, 4, skip.reason, advice, skip.changes)
 
-    def _tell_nodes(self, report: Report, rows: Iterable[Mapping[str, Any]]) -> None:
+    def _advice(self, rid: ResourceId) -> str:
+        """What an analyzer said of this episode, in this pass or when it began."""
+        before = self.conditions.get(str(rid))
+        known = str(before["details"].get("advice", "")) if before and is_open(before) else ""
+        return self.judged[rid].advice if rid in self.judged else known
+
+    def _tell_nodes(self, report: Report, rows: Iterable[Mapping[str, Any]], known: AbstractSet[str]) -> None:
         """A node that is silent for long enough is told of once, and once when it is back."""
         since: dict[str, str] = {}
         for row in rows:  # the last of its resources to become unknown did so when the node fell silent
             since[row["node"]] = max(since.get(row["node"], ""), row["since"])
         for state in report.observed.nodes.values():
-            if state.reachable:
+            if state.reachable and state.node in known:
                 self.bell.resolve(state.node, report.started, only="NodeUnknown")
-            elif self._lasted(since[state.node], report.started):
+            elif not state.reachable and self._lasted(since[state.node], report.started):
                 detail = f"no answer since {since[state.node]}: {state.reason}"
                 advice = "nothing is done there until it answers; is it up, and does ssh to it work?"
                 alert = Alert(state.node, "NodeUnknown", 4, detail, advice, state.node)
@@ -319,6 +375,10 @@ class Recorder:
             return
         advice = "look at the canary, then: reconcile --once --allow-mass-change"
         self.bell.raise_(Alert("fleet", "MassChange", 4, held.reason, advice), self.said, report.started)
+
+    def _is_for_somebody(self, row: Mapping[str, Any], report: Report) -> bool:
+        """Whether the node answers, and yet this could not be learnt for long enough."""
+        return report.observed.nodes[row["node"]].reachable and self._lasted(row["since"], report.started)
 
     def _lasted(self, since: str, now: datetime) -> bool:
         return now - datetime.fromisoformat(since) >= timedelta(seconds=self.limits.unknown_alert_after)
@@ -362,6 +422,7 @@ class Recorder:
             "observed": _facts(self.resources[rid], observation),
             "suspended": self._suspension(rid, report.started),
             "cause": self._cause(rid) if drift or is_open(before) else "",
+            "advice": self._advice(rid) if drift or status == "Unknown" else "",
         }
         return self._row(rid, (status, reason, message), details)
 

@@ -26,6 +26,7 @@ def role_request(resource: Resource, attempt: str = "") -> dict[str, Any]:
         "become": resource.policy.allow_become,
         "has_rollback": not model.NO_ROLLBACK,
         "confirm_within": resource.confirm_within,
+        "proposed": [list(command) for command in resource.proposed],
         "depends_on": [str(rid) for rid in resource.depends_on],
         "resource": {
             **resource.args,

@@ -106,7 +106,7 @@ class Step:
     def foretell(self):
         """What the step would change."""
         applies = self.request["step"] == "apply"
-        changes = self.lib.pending(self.probe, self.resource)
+        changes = self.due()
         if applies and not changes:
             self.refuse_what_only_people_can_do()
         shown = self.difference() if changes else []
@@ -116,7 +116,7 @@ class Step:
         """Save what the next step will overwrite; nothing is overwritten before every copy's place is on record."""
         if self.writing.read_journal(*self.journal) is not None:
             return {"changed": False, "detail": "already saved by this attempt"}
-        changes = self.lib.pending(self.probe, self.resource)
+        changes = self.due()
         if not changes:
             return {"changed": False, "changes": []}
         self.writing.prune_journal(self.request.get("keep_days", 7), self.request.get("keep") or ())
@@ -128,7 +128,7 @@ class Step:
 
     def apply(self):
         """Make the changes that are still due."""
-        changes = self.lib.pending(self.probe, self.resource)
+        changes = self.due()
         if not changes:
             self.refuse_what_only_people_can_do()
             return {"changed": False, "changes": []}
@@ -142,12 +142,27 @@ class Step:
         if self.request.get("confirm_within"):
             self.writing.watch(self.journal, self.request["confirm_within"], self.roll_back)
         reached("applying", self.request["kind"])
-        detail = self.steps.apply(self.resource, record["saved"])
+        detail = self.make(record["saved"])
         reached("changed", self.request["kind"])
         self.note("applied", record["saved"])
         reached("applied", self.request["kind"])
         self.refuse_what_only_people_can_do()
         return {"changed": True, "detail": detail or "", "changes": changes, "difference": shown}
+
+    def due(self):
+        """What this step is about: with commands proposed also what the role itself could not put right."""
+        look = self.lib.differences if self.request.get("proposed") else self.lib.pending
+        return look(self.probe, self.resource)
+
+    def make(self, saved):
+        """The role's own fix, or the commands that were proposed in its place, with what they printed."""
+        if not self.request.get("proposed"):
+            return self.steps.apply(self.resource, saved)
+        said = []
+        for argv in self.request["proposed"]:
+            done = self.lib.must(argv, timeout=300, env=self.lib.environment())
+            said.append("%s: %s" % (" ".join(argv), (done.out.strip() or done.err.strip())[-300:]))
+        return "; ".join(said)
 
     def roll_back(self):
         """Put back what this attempt saved."""

@@ -172,10 +172,10 @@ def test_nobody_but_the_kind_knows_its_name() -> None:
 
 
 def test_files_and_functions_stay_small() -> None:
-    """About thirty lines a function, four hundred a file."""
+    """About thirty lines a function, five hundred a file at the very most."""
     for path in [*sorted(RECONCILER.rglob("*.py")), *sorted((ROOT / "roles").rglob("*.py"))]:
         text = path.read_text()
-        assert text.count("\n") <= 450, path
+        assert text.count("\n") <= 500, path
         for item in ast.walk(ast.parse(text)):
             if isinstance(item, ast.FunctionDef):
                 length = (item.end_lineno or 0) - item.lineno

@@ -52,7 +52,8 @@ def test_every_field_has_a_description_and_simple_ones_an_example() -> None:
         "Ssh.suspend",
     }
     nested |= {"Schema.suspend", "Schema.tables"}
-    assert set(lacking) <= allowed | nested
+    windows = {name for name in lacking if name.endswith(".window")}
+    assert set(lacking) <= allowed | nested | windows
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "desired_state").glob("*.yml")), ids=lambda path: path.name)

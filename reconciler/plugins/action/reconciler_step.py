@@ -50,6 +50,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             "diff": bool(self._task.diff) and not secret,
             # Variables reach an action as they were written; what they refer to has to be looked up.
             "protected": self._templar.template(task_vars.get("reconciler_protected") or []),
+            "proposed": self._templar.template(task_vars.get("reconciler_proposed") or []),
             "confirm_within": float(self._templar.template(task_vars.get("reconciler_confirm_within") or 0)),
             **_controller(self._templar.template(task_vars.get("reconciler_controller") or {})),
             "environment": _texts(self._templar.template(task_vars.get("reconciler_environment") or {})),

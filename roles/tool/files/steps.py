@@ -43,6 +43,8 @@ def paths(resource):
 def backup(resource, attempt):
     """Save the command that is replaced, and for apt the package's present state."""
     saved = {"link": writing.save(link_path(resource), attempt), "created": [], "payload": None}
+    if not resource.get("install"):  # somebody's commands stand in for a method
+        return saved
     if resource["install"]["method"] == "apt":
         if os.geteuid() != 0:
             raise lib.Refused("apt needs privilege: set allow_become for this resource")
@@ -91,11 +93,12 @@ def rollback(_resource, saved):
     if "packages" in saved:
         return _apt_restore(saved)
     writing.put_back(saved["link"])
-    shutil.rmtree(saved["payload"], ignore_errors=True)
+    if saved["payload"]:
+        shutil.rmtree(saved["payload"], ignore_errors=True)
     for directory in reversed(saved.get("created", ())):
         with contextlib.suppress(OSError):
             os.rmdir(directory)
-    return "removed %s" % saved["payload"]
+    return "restored %s" % saved["link"]["path"]
 
 
 def _pip(resource, saved):

@@ -1,0 +1,109 @@
+"""The tables of the store, as small steps that are each taken once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import sqlite_utils
+
+from reconciler.model import Status
+
+
+def _m001_initial(db: sqlite_utils.Database) -> None:
+    statuses = ", ".join(f"'{status.value}'" for status in Status)
+    db.conn.executescript(f"""
+        CREATE TABLE IF NOT EXISTS guardian_events (
+            id INTEGER PRIMARY KEY AUTOINCREMENT,
+            timestamp TEXT NOT NULL,
+            check_type TEXT NOT NULL,
+            issue_key TEXT NOT NULL,
+            severity INTEGER NOT NULL CHECK (severity BETWEEN 1 AND 5),
+            status TEXT NOT NULL CHECK (status IN ({statuses})),
+            fix_attempts INTEGER NOT NULL DEFAULT 0,
+            details TEXT NOT NULL,
+            node TEXT NOT NULL
+        );
+        CREATE INDEX IF NOT EXISTS guardian_events_by_issue ON guardian_events (issue_key, id);
+        CREATE INDEX IF NOT EXISTS guardian_events_by_time ON guardian_events (timestamp);
+        CREATE TABLE IF NOT EXISTS passes (
+            run_id TEXT PRIMARY KEY, started TEXT NOT NULL, seconds REAL NOT NULL, revision TEXT NOT NULL,
+            exit_code INTEGER NOT NULL, scope TEXT NOT NULL, counts TEXT NOT NULL, next TEXT
+        );
+        CREATE TABLE IF NOT EXISTS conditions (
+            issue_key TEXT PRIMARY KEY, node TEXT NOT NULL, kind TEXT NOT NULL, name TEXT NOT NULL,
+            status TEXT NOT NULL, reason TEXT NOT NULL, message TEXT NOT NULL, since TEXT NOT NULL,
+            seen TEXT NOT NULL, digest TEXT NOT NULL, details TEXT NOT NULL
+        );
+    """)
+
+
+def _m002_search(db: sqlite_utils.Database) -> None:
+    events = db.table("guardian_events")
+    events.enable_fts(["issue_key", "details"], create_triggers=True, tokenize="unicode61", replace=True)
+
+
+def _m003_alerts(db: sqlite_utils.Database) -> None:
+    db.conn.executescript("""
+        CREATE TABLE IF NOT EXISTS alerts (
+            id INTEGER PRIMARY KEY AUTOINCREMENT,
+            key TEXT NOT NULL, reason TEXT NOT NULL, node TEXT NOT NULL, kind TEXT NOT NULL, name TEXT NOT NULL,
+            severity INTEGER NOT NULL CHECK (severity BETWEEN 1 AND 5),
+            status TEXT NOT NULL CHECK (status IN ('open', 'resolved')),
+            opened TEXT NOT NULL, seen TEXT NOT NULL, occurrences INTEGER NOT NULL DEFAULT 1,
+            resolved TEXT, resolution TEXT NOT NULL DEFAULT '',
+            detail TEXT NOT NULL, advice TEXT NOT NULL, changes TEXT NOT NULL,
+            cause TEXT NOT NULL, family TEXT NOT NULL, run TEXT NOT NULL, revision TEXT NOT NULL,
+            file TEXT NOT NULL DEFAULT 'stale' CHECK (file IN ('stale', 'written', 'pruned')),
+            file_error TEXT NOT NULL DEFAULT ''
+        );
+        CREATE UNIQUE INDEX IF NOT EXISTS alerts_open ON alerts (key, reason) WHERE status = 'open';
+        CREATE INDEX IF NOT EXISTS alerts_by_cause ON alerts (cause, id);
+        CREATE INDEX IF NOT EXISTS alerts_by_file ON alerts (file, resolved);
+        CREATE TABLE IF NOT EXISTS deliveries (
+            id INTEGER PRIMARY KEY AUTOINCREMENT,
+            route TEXT NOT NULL, what TEXT NOT NULL CHECK (what IN ('opened', 'worse', 'resolved')),
+            level TEXT NOT NULL, title TEXT NOT NULL, body TEXT NOT NULL, created TEXT NOT NULL,
+            status TEXT NOT NULL DEFAULT 'due' CHECK (status IN ('due', 'sent', 'given_up')),
+            attempts INTEGER NOT NULL DEFAULT 0, next_try TEXT NOT NULL, error TEXT NOT NULL DEFAULT '', ended TEXT
+        );
+        CREATE INDEX IF NOT EXISTS deliveries_due ON deliveries (status, next_try);
+        CREATE TABLE IF NOT EXISTS tellings (
+            alert INTEGER NOT NULL, route TEXT NOT NULL, level TEXT NOT NULL, delivery INTEGER NOT NULL,
+            resolution INTEGER, PRIMARY KEY (alert, route, level)
+        );
+        CREATE INDEX IF NOT EXISTS tellings_by_resolution ON tellings (resolution, route);
+    """)
+
+
+def _m004_safety(db: sqlite_utils.Database) -> None:
+    db.conn.executescript("""
+        CREATE TABLE IF NOT EXISTS lease (
+            id INTEGER PRIMARY KEY CHECK (id = 1), epoch INTEGER NOT NULL, holder TEXT NOT NULL, boot TEXT NOT NULL,
+            clock REAL NOT NULL, renewed TEXT NOT NULL, fence_due INTEGER NOT NULL DEFAULT 0
+        );
+        CREATE TABLE IF NOT EXISTS attempts (
+            issue_key TEXT PRIMARY KEY, attempt TEXT NOT NULL, number INTEGER NOT NULL, digest TEXT NOT NULL,
+            is_undoing INTEGER NOT NULL DEFAULT 0, before TEXT NOT NULL, started TEXT NOT NULL
+        );
+        CREATE TABLE IF NOT EXISTS repairs (
+            issue_key TEXT PRIMARY KEY, attempts INTEGER NOT NULL, digest TEXT NOT NULL, last_attempt TEXT,
+            next_attempt TEXT, exhausted INTEGER NOT NULL DEFAULT 0, counted_from TEXT, quarantined_until TEXT
+        );
+        CREATE TABLE IF NOT EXISTS suspensions (
+            target TEXT PRIMARY KEY, reason TEXT NOT NULL, owner TEXT NOT NULL, until TEXT, created TEXT NOT NULL
+        );
+        CREATE TABLE IF NOT EXISTS proposals (
+            issue_key TEXT PRIMARY KEY, digest TEXT NOT NULL, backend TEXT NOT NULL, install TEXT NOT NULL,
+            commands TEXT NOT NULL, created TEXT NOT NULL
+        );
+        CREATE TABLE IF NOT EXISTS holds (name TEXT PRIMARY KEY, details TEXT NOT NULL, since TEXT NOT NULL);
+    """)
+
+
+# Each may run again over its own half-done work: a process can end in the middle of one.
+MIGRATIONS: tuple[Callable[[sqlite_utils.Database], None], ...] = (
+    _m001_initial,
+    _m002_search,
+    _m003_alerts,
+    _m004_safety,
+)
