@@ -193,6 +193,7 @@ def step(name: str, kind: str, resource: Mapping[str, Any], **given: Any) -> dic
         "protected": given.pop("protected", []),
         "lock_timeout": given.pop("lock_timeout", 20),
         "keep_days": given.pop("keep_days", 7),
+        **{key: given.pop(key) for key in ("epoch", "keep", "confirm_within", "proposed") if key in given},
     }
     roles = given.pop("roles", ROOT / "roles")
     sources = {"probe": probe_path(kind), "steps": roles / kind / "files" / "steps.py"}
