@@ -82,7 +82,7 @@ def one_pass(
     clock = _RunClock(runs, on_run)
     # Looking disturbs nobody: only a pass that may act has to be alone.
     with (
-        nullcontext() if scope.check else Lease(settings.db, run_id) as lease,
+        nullcontext() if scope.check else Lease(settings.db, run_id, seconds(settings.lease)) as lease,
         closing(Store(settings.db)) as store,
     ):
         proposals = store.proposals()

@@ -147,6 +147,8 @@ class Settings(BaseSettings):
     """The longest that one playbook may run."""
     idle_timeout: Duration = "40m"
     """The longest that a playbook may be silent; installing a tool is silent."""
+    lease: Annotated[Duration, AfterValidator(_positive)] = "30s"
+    """After so long without a sign of life of a pass, such as one that was stopped, another one may take over."""
     alert_dir: Annotated[Path, AfterValidator(Path.expanduser)] = Field(
         default_factory=lambda known: known.get("db", paths.state_home() / "reconciler.db").parent / "alerts"
     )
