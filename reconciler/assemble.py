@@ -77,6 +77,7 @@ def one_pass(
 ) -> Report:
     """Run one pass. Raises ConfigurationError, BusyError (another pass is under way), RunError or LeaseLostError."""
     desired, wanted, inventory = desired_state(settings, scope)
+    is_limited = scope.limit is not None or scope.kinds is not None
     run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
     runs: list[Run] = []
     clock = _RunClock(runs, on_run)
@@ -95,12 +96,13 @@ def one_pass(
         )
         observer = Observer(how, inventory.variables, clock.start, on_node)
         if lease and lease.fence_due:
-            observer.fence(lease.epoch, lease.fenced)
+            # A pass over a part of the fleet tells that part, and leaves it to a whole one to tell all.
+            observer.fence(lease.epoch, lambda: None if is_limited else lease.fenced())
         recorder = Recorder(store, desired, context, bell(settings, store))
         converger = Converger(how, observer, desired, recorder, clock.start)
         wishes = Wishes(
             check=scope.check, retry=scope.retry, allow_mass_change=scope.allow_mass_change,
-            limited=scope.limit is not None or scope.kinds is not None,
+            limited=is_limited,
             fleet=len({rid.node for rid in desired.resources}),
         )  # fmt: skip
         judge = Judge(_analyzer(settings.analysis), settings.analysis, store, desired)

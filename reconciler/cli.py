@@ -170,6 +170,13 @@ def _one_pass(found: settings.Settings, scope: assemble.Scope, output: Output) -
     except (BusyError, RunError, StoreError) as error:
         return _not_run(error, output)
     except LeaseLostError as error:
+        if output is Output.JSON:
+            _print_json(
+                {
+                    **reports.problems_as_json(ConfigurationError(str(error))),
+                    "exit_code": int(ExitCode.NOT_FIXED),
+                }
+            )
         render.console(stderr=True).print(f"error: {error}", markup=False, soft_wrap=True)
         return int(ExitCode.NOT_FIXED)
     _print_report(result, output)

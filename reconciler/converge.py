@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from reconciler import requests, runner
+from reconciler.analyze.redact import without_secrets
 from reconciler.desired.load import Desired
 from reconciler.diff import diff
 from reconciler.failpoints import reached
@@ -71,7 +72,8 @@ class _Ran:
             rid = ResourceId(result.node, str(result.data["role"]), str(result.data["name"]))
             self.backup[rid] = result.data.get("saved") or self.backup.get(rid, [])
             if self.wanted[rid].proposed and not self.wanted[rid].secret and result.data.get("detail"):
-                self.said[rid] = f"proposed commands ran: {result.data['detail']}"
+                # Programs print what they like: keys, too.
+                self.said[rid] = f"proposed commands ran: {without_secrets(str(result.data['detail']))}"
 
 
 class Converger:
@@ -133,6 +135,14 @@ class Converger:
         judge = _Judge(why, undo_errors, {attempt.id for attempt in begun}, seen, drifts, first, last)
         actions = [Action(a.id, a.before, attempt=a.attempt, number=a.number) for a in begun]
         return [judge.outcome(action, (), "") for action in actions], after
+
+    def resume_confirm(
+        self, begun: Sequence[OpenAttempt], resources: Mapping[ResourceId, Resource]
+    ) -> Observed:
+        """Confirm what a pass that died had applied, or let the nodes undo it; what is there then."""
+        wanted = [(resources[attempt.id], attempt.attempt) for attempt in begun]
+        ran = _Ran({resource.id: resource for resource, _ in wanted})
+        return self._confirmed(wanted, resources, self._look_again(wanted, resources), ran)
 
     def _undo(
         self,

@@ -101,7 +101,7 @@ class Pass:
         self, resources: Mapping[ResourceId, Resource], observed: Observed, drifts: Mapping[ResourceId, Drift]
     ) -> tuple[list[Outcome], Observed]:
         """Settle what a pass that died had begun. An attempt that only needs another try is left to the plan."""
-        done: list[Outcome] = []
+        finished: list[OpenAttempt] = []
         undoing: list[OpenAttempt] = []
         for begun in () if self.wishes.check else self.recorder.store.open_attempts():
             over = _is_over(begun, self.recorder.resources.get(begun.id))
@@ -112,14 +112,30 @@ class Pass:
             elif begun.is_undoing and (begun.id in drifts or kinds()[begun.id.kind].UNSTEADY):
                 undoing.append(begun)
             elif begun.id not in drifts:
-                detail = "done by an attempt that was interrupted"
-                done.append(Outcome(begun.id, Status.FIXED, detail, begun.before, 2, begun.number))
-        self.recorder.ended(done)
+                finished.append(begun)
+        done, observed = self._finished(finished, resources, observed)
         if not undoing:
             return done, observed
         undone, newer = self.converger.resume_undo(undoing, resources, observed)
         self.recorder.ended(undone)
         return [*done, *undone], observed.merged(newer)
+
+    def _finished(
+        self, begun: Sequence[OpenAttempt], resources: Mapping[ResourceId, Resource], observed: Observed
+    ) -> tuple[list[Outcome], Observed]:
+        """End attempts whose change was made; what its node is about to undo by itself has to be confirmed first."""
+        risky = [attempt for attempt in begun if resources[attempt.id].confirm_within]
+        if risky:
+            observed = observed.merged(self.converger.resume_confirm(risky, resources))
+        drifts = diff(resources, observed.observations)
+        detail = "done by an attempt that was interrupted"
+        done = [
+            Outcome(attempt.id, Status.FIXED, detail, attempt.before, 2, attempt.number)
+            for attempt in begun
+            if observed.observations[attempt.id].is_known and attempt.id not in drifts
+        ]
+        self.recorder.ended(done)
+        return done, observed
 
     def _situation(
         self,

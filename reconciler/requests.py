@@ -56,6 +56,8 @@ def looks(
     for resource in resources:
         model = kinds()[resource.id.kind]
         by_privilege[resource.policy.allow_become and model.OBSERVE_PRIVILEGED].append(resource)
+        if epoch is not None:  # each account that steps are taken with has to know
+            by_privilege[resource.policy.allow_become] += []
     groups = [by_privilege[privileged] for privileged in sorted(by_privilege)]
     batches = [
         _batch(group, variables, privileged=privileged, fresh=fresh, epoch=epoch)

@@ -93,8 +93,7 @@ class Step:
 
     def take(self):
         """The result of the step. Raises Refused or CommandFailed with a reason for a person."""
-        for path in self.steps.paths(self.resource):
-            self.writing.refuse_protected(path, self.request.get("protected") or ())
+        self.refuse_protected()
         if self.request["check"]:
             return self.foretell()
         with self.writing.node_lock(self.request.get("lock_timeout", 30)):
@@ -102,6 +101,16 @@ class Step:
             return {"backup": self.back_up, "apply": self.apply, "rollback": self.roll_back}[
                 self.request["step"]
             ]()
+
+    def refuse_protected(self):
+        """Raise Refused where the step would write to a protected place, by whatever way."""
+        for path in self.steps.paths(self.resource):
+            self.writing.refuse_protected(path, self.request.get("protected") or ())
+
+    def undo_by_itself(self):
+        """What nobody confirmed; nobody asks for it, so what stands before every step is asked here."""
+        self.refuse_protected()
+        self.roll_back()
 
     def foretell(self):
         """What the step would change."""
@@ -140,7 +149,7 @@ class Step:
         shown = self.difference()
         self.note("applying", record["saved"])
         if self.request.get("confirm_within"):
-            self.writing.watch(self.journal, self.request["confirm_within"], self.roll_back)
+            self.writing.watch(self.journal, self.request["confirm_within"], self.undo_by_itself)
         reached("applying", self.request["kind"])
         detail = self.make(record["saved"])
         reached("changed", self.request["kind"])
@@ -160,6 +169,8 @@ class Step:
             return self.steps.apply(self.resource, saved)
         said = []
         for argv in self.request["proposed"]:
+            # Judged as a path below the home directory, and no shell is there to make it one.
+            argv = [os.path.expanduser(word) if word.startswith("~/") else word for word in argv]
             done = self.lib.must(argv, timeout=300, env=self.lib.environment())
             said.append("%s: %s" % (" ".join(argv), (done.out.strip() or done.err.strip())[-300:]))
         return "; ".join(said)

@@ -53,6 +53,29 @@ def make_parents(path):
         os.mkdir(directory, 0o755)
 
 
+def remove_leftovers(path):
+    """Remove what was written beside ``path`` by processes that died before they put it into its place."""
+    import re
+
+    directory, base = os.path.split(path)
+    mine = re.compile(r"\.?%s\.(\d+)\.new" % re.escape(base))
+    with contextlib.suppress(OSError):
+        for name in os.listdir(directory):
+            found = mine.match(name)
+            if found and found.end() == len(name) and not _is_running(int(found.group(1))):
+                os.unlink(os.path.join(directory, name))
+
+
+def _is_running(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
 def write_beside(path, content, mode, uid=-1, gid=-1):
     """Write ``content`` (bytes) to a new file beside ``path``, synced, with its final mode and owner; returns its name.
 
@@ -60,6 +83,7 @@ def write_beside(path, content, mode, uid=-1, gid=-1):
     """
     directory, base = os.path.split(path)
     temporary = os.path.join(directory, ".%s.%d.new" % (base, os.getpid()))
+    remove_leftovers(path)
     with contextlib.suppress(OSError):
         os.unlink(temporary)
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0), 0o600)
@@ -91,6 +115,7 @@ def write_atomically(path, content, mode=0o644, uid=-1, gid=-1):
 def link_atomically(target, path):
     """Make ``path`` a symbolic link to ``target`` in one step, replacing a file or link that stands there."""
     temporary = "%s.%d.new" % (path, os.getpid())
+    remove_leftovers(path)
     with contextlib.suppress(OSError):
         os.unlink(temporary)
     os.symlink(target, temporary)
@@ -140,6 +165,7 @@ def copy_file(source, target):
 def put_back(record, created=()):
     """Undo an overwrite from the record that ``save`` made; then remove directories that were created for it."""
     path = record["path"]
+    remove_leftovers(path)
     if record["type"] == "absent":
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
@@ -150,10 +176,16 @@ def put_back(record, created=()):
             raise lib.Refused(
                 "the backup %s was changed since it was made; %s is left as it is" % (record["backup"], path)
             )
-        copy_file(record["backup"], path)
+        if not _are_alike(record["backup"], path):  # where nothing was changed, a full disk is no obstacle
+            copy_file(record["backup"], path)
     for directory in reversed(list(created)):
         with contextlib.suppress(OSError):
             os.rmdir(directory)
+
+
+def _are_alike(backup, path):
+    """Whether what stands at ``path`` is the copy's original: a file of the same content, permissions and owner."""
+    return lib.describe(path, want_text=False) == lib.describe(backup, want_text=False)
 
 
 def is_protected(path, protected):
@@ -296,7 +328,8 @@ def confirm(kind, name, attempt):
     record = read_journal(kind, name, attempt)
     if record is not None and record["state"] == "rolled back":
         raise lib.Refused("it was not confirmed in time, and this node has undone it")
-    if record is not None and record["state"] == "applied":
+    # "applying": the step died after its change was made, and somebody has looked at that since.
+    if record is not None and record["state"] in ("applying", "applied"):
         write_journal(kind, name, attempt, "confirmed", record["saved"])
 
 
