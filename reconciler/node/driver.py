@@ -168,9 +168,9 @@ class Step:
         if not self.request.get("proposed"):
             return self.steps.apply(self.resource, saved)
         said = []
-        for argv in self.request["proposed"]:
+        for words in self.request["proposed"]:
             # Judged as a path below the home directory, and no shell is there to make it one.
-            argv = [os.path.expanduser(word) if word.startswith("~/") else word for word in argv]
+            argv = [os.path.expanduser(word) if word.startswith("~/") else word for word in words]
             done = self.lib.must(argv, timeout=300, env=self.lib.environment())
             said.append("%s: %s" % (" ".join(argv), (done.out.strip() or done.err.strip())[-300:]))
         return "; ".join(said)
