@@ -7,11 +7,12 @@ import secrets
 import subprocess
 import time
 from collections.abc import Callable
-from contextlib import closing, nullcontext
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
+from typing import Self
 
 from reconciler import runner
 from reconciler.alerts import Alerts
@@ -26,7 +27,7 @@ from reconciler.lease import Lease
 from reconciler.loop import Pass, Wishes
 from reconciler.model import ConfigurationError, NodeState, Problem, Report, Run
 from reconciler.notify import Notifier
-from reconciler.observe import Observer
+from reconciler.observe import PLAYBOOK, Observer
 from reconciler.proposals import Judge, overlaid
 from reconciler.record import Context, Recorder
 from reconciler.settings import AnalysisSettings, Settings
@@ -76,25 +77,29 @@ def one_pass(
     on_node: Callable[[NodeState], None],
 ) -> Report:
     """Run one pass. Raises ConfigurationError, BusyError (another pass is under way), RunError or LeaseLostError."""
-    desired, wanted, inventory = desired_state(settings, scope)
-    is_limited = scope.limit is not None or scope.kinds is not None
-    run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
-    runs: list[Run] = []
-    clock = _RunClock(runs, on_run)
-    # Looking disturbs nobody: only a pass that may act has to be alone.
-    with (
-        nullcontext() if scope.check else Lease(settings.db, run_id, seconds(settings.lease)) as lease,
-        closing(Store(settings.db)) as store,
-    ):
+    how = runner.Settings(
+        settings.inventory, settings.forks, seconds(settings.timeout), seconds(settings.idle_timeout)
+    )
+    with ExitStack() as stack:
+        ahead = stack.enter_context(runner.Workspace())
+        ahead.start_ahead(PLAYBOOK, how)  # it takes as long to start as the desired state takes to read
+        desired, wanted, inventory = desired_state(settings, scope)
+        is_limited = scope.limit is not None or scope.kinds is not None
+        run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
+        # Looking disturbs nobody: only a pass that may act has to be alone.
+        lease = None
+        if not scope.check:
+            lease = stack.enter_context(Lease(settings.db, run_id, seconds(settings.lease)))
+        store = stack.enter_context(closing(Store(settings.db)))
         proposals = store.proposals()
         desired, wanted = overlaid(desired, proposals), overlaid(wanted, proposals)
         context = Context(
             run_id, git_revision(settings.desired), lease.epoch if lease else None, scope.next_in
         )
-        how = runner.Settings(
-            settings.inventory, settings.forks, seconds(settings.timeout), seconds(settings.idle_timeout)
-        )
-        observer = Observer(how, inventory.variables, clock.start, on_node)
+        runs: list[Run] = []
+        clock = stack.enter_context(_RunClock(runs, on_run))
+        observer = Observer(how, inventory.variables, clock.start, on_node, ahead)
+        stack.enter_context(closing(observer))
         if lease and lease.fence_due:
             # A pass over a part of the fleet tells that part, and leaves it to a whole one to tell all.
             observer.fence(lease.epoch, lambda: None if is_limited else lease.fenced())
@@ -102,12 +107,10 @@ def one_pass(
         converger = Converger(how, observer, desired, recorder, clock.start)
         wishes = Wishes(
             check=scope.check, retry=scope.retry, allow_mass_change=scope.allow_mass_change,
-            limited=is_limited,
-            fleet=len({rid.node for rid in desired.resources}),
+            limited=is_limited, fleet=len({rid.node for rid in desired.resources}),
         )  # fmt: skip
         judge = Judge(_analyzer(settings.analysis), settings.analysis, store, desired)
-        with clock:
-            return Pass(wanted, observer, converger, recorder, wishes, runs, judge.judge).run()
+        return Pass(wanted, observer, converger, recorder, wishes, runs, judge.judge).run()
 
 
 @cache
@@ -140,8 +143,8 @@ class _RunClock:
         self.runs, self.on_run = runs, on_run
         self.started: float | None = None
 
-    def __enter__(self) -> None:
-        pass
+    def __enter__(self) -> Self:
+        return self
 
     def __exit__(self, *_exc: object) -> None:
         self._end()

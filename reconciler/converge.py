@@ -246,6 +246,7 @@ class Converger:
         with runner.Workspace() as workspace:
             for name, actions in by_node.items():
                 workspace.request(name, actions)
+            self.observer.start_ahead()  # whatever comes of it will be looked at
             self.on_run("converge.yml", len(by_node))
             try:
                 runner.run("converge.yml", list(by_node), workspace, self.settings, ran.on_result)

@@ -8,6 +8,7 @@ from typing import Any
 from reconciler import requests, runner
 from reconciler.model import NodeState, Observation, Observed, Resource, ResourceId
 
+PLAYBOOK = "observe.yml"
 NO_RESULT = "Ansible gave no result for it"
 
 
@@ -20,10 +21,24 @@ class Observer:
         variables: Mapping[str, Mapping[str, Any]],
         on_run: Callable[[str, int], None],
         on_node: Callable[[NodeState], None],
+        ahead: runner.Workspace | None = None,
     ) -> None:
         self.settings, self.variables = settings, variables
         self.on_run, self.on_node = on_run, on_node
+        self._ahead = ahead
         self._fence: tuple[int, Callable[[], None]] | None = None
+
+    def start_ahead(self) -> None:
+        """Let Ansible start now for a look that is going to be wanted soon; ends with :meth:`close`."""
+        if self._ahead is None:
+            self._ahead = runner.Workspace()
+            self._ahead.start_ahead(PLAYBOOK, self.settings)
+
+    def close(self) -> None:
+        """End what was started ahead and not wanted."""
+        if self._ahead is not None:
+            self._ahead.__exit__()
+            self._ahead = None
 
     def fence(self, epoch: int, done: Callable[[], None]) -> None:
         """Let the next look tell every node of ``epoch``, so that it refuses a controller that was taken over."""
@@ -61,7 +76,8 @@ class Observer:
                 answers[result.node] = [{"error": _first_line(result.data.get("msg")), "reached": False}]
 
         privileged = False
-        with runner.Workspace() as workspace:
+        ahead, self._ahead = self._ahead, None
+        with ahead or runner.Workspace() as workspace:
             for name, resources in wanted.items():
                 epoch = self._fence[0] if self._fence else None
                 request, groups[name] = requests.looks(
@@ -69,8 +85,8 @@ class Observer:
                 )
                 privileged |= any(batch["become"] for batch in request["batches"])
                 workspace.request(name, request)
-            self.on_run("observe.yml", len(wanted))
-            runner.run("observe.yml", list(wanted), workspace, self.settings, on_result, become=privileged)
+            self.on_run(PLAYBOOK, len(wanted))
+            runner.run(PLAYBOOK, list(wanted), workspace, self.settings, on_result, become=privileged)
         nodes: dict[str, NodeState] = {}
         observations: dict[ResourceId, Observation] = {}
         for name, batches in groups.items():

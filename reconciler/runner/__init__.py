@@ -63,12 +63,36 @@ class Workspace:
         self.directory = Path(tempfile.mkdtemp(prefix="reconciler-"))
         self.requests = self.directory / "requests"
         self.requests.mkdir(mode=0o700)
+        self._gate = self.directory / "gate"
+        self._ahead: subprocess.Popen[bytes] | None = None
+        self._ahead_of = ""
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_exc: object) -> None:
+        if self._ahead:
+            _discard(self._ahead)
+            self._ahead = None
         shutil.rmtree(self.directory, ignore_errors=True)
+
+    def start_ahead(self, name: str, settings: Settings) -> None:
+        """Start a playbook before its requests are written: it loads everything and then waits for :func:`run`."""
+        gate = {"RECONCILER_GATE": str(self._gate)}
+        specification = _specification(name, self, settings, {**_environment(settings), **gate})
+        self._ahead, self._ahead_of = _start(specification), name
+
+    def started(self, name: str, nodes: Sequence[str]) -> subprocess.Popen[bytes] | None:
+        """The process that was started ahead for this playbook, on its way now; None where there is none."""
+        found, self._ahead = self._ahead, None
+        if found and (self._ahead_of != name or found.poll() is not None):
+            _discard(found)
+            return None
+        if found:
+            beside = self._gate.with_name("gate.new")
+            beside.write_text("\n".join(nodes), encoding="utf-8")
+            beside.rename(self._gate)
+        return found
 
     def request(self, node: str, content: Any) -> None:
         """Write one node's request, readable by this account only."""
@@ -93,18 +117,35 @@ def run(
     Raises RunError when Ansible could not do its work (not: when a node failed). A node that yields no
     result was not reached by the play; the caller decides what that means.
     """
-    limit = workspace.directory / "nodes"
-    limit.write_text("\n".join(nodes) + "\n", encoding="utf-8")
-    specification = {
+    # One that was started ahead could not know that it would need privilege, and waits for ever.
+    process = workspace.started("" if become else name, nodes)
+    if process is None:
+        limit = workspace.directory / "nodes"
+        limit.write_text("\n".join(nodes) + "\n", encoding="utf-8")
+        specification = _specification(name, workspace, settings, _environment(settings))
+        # --become is for tasks that do not say otherwise themselves.
+        more = {"limit": f"@{limit}", "cmdline": "--become" if become else ""}
+        process = _start({**specification, **more})
+    try:
+        for line in _lines(process, time.monotonic() + settings.timeout + 30):
+            if "error" in line:
+                raise RunError(f"{name}: {line['error']}")
+            on_result(Result(line["node"], line["status"], line["data"]))
+    finally:
+        _end_session(process)
+
+
+def _specification(
+    name: str, workspace: Workspace, settings: Settings, environment: Mapping[str, str]
+) -> dict[str, Any]:
+    """The arguments of ``ansible_runner.run``."""
+    return {
         "private_data_dir": str(workspace.directory),
         "project_dir": str(Path.cwd()),
         "playbook": str(playbook(name)),
         "inventory": str(settings.inventory.resolve()),
-        "limit": f"@{limit}",
         "extravars": {"reconciler_requests": str(workspace.requests)},
-        # For tasks that do not say otherwise themselves.
-        "cmdline": "--become" if become else "",
-        "envvars": _environment(settings, len(nodes)),
+        "envvars": dict(environment),
         "settings": {
             "job_timeout": int(settings.timeout),
             "idle_timeout": int(settings.idle_timeout),
@@ -112,20 +153,17 @@ def run(
             "suppress_env_files": True,
         },
     }
-    for line in _child(specification, settings.timeout + 30):
-        if "error" in line:
-            raise RunError(f"{name}: {line['error']}")
-        on_result(Result(line["node"], line["status"], line["data"]))
 
 
-def _environment(settings: Settings, nodes: int) -> dict[str, str]:
+def _environment(settings: Settings) -> dict[str, str]:
     """Ansible's settings: what correctness needs is set, what is taste is left to the user's ansible.cfg."""
     own = Path(__file__).parent.parent / "plugins"
     roles = [str(ansible_home() / "roles"), os.environ.get("ANSIBLE_ROLES_PATH", "")]
     found = {
         "ANSIBLE_ROLES_PATH": os.pathsep.join(entry for entry in roles if entry),
         "ANSIBLE_ACTION_PLUGINS": str(own / "action"),
-        "ANSIBLE_FORKS": str(max(1, min(settings.forks, nodes))),
+        "ANSIBLE_CALLBACK_PLUGINS": str(own / "callback"),
+        "ANSIBLE_FORKS": str(settings.forks),
         "ANSIBLE_GATHERING": "explicit",
         "ANSIBLE_INJECT_FACT_VARS": "False",
         "ANSIBLE_NOCOWS": "1",
@@ -165,8 +203,8 @@ def user_configuration() -> Path | None:
     return None
 
 
-def _child(specification: Mapping[str, Any], timeout: float) -> Iterator[dict[str, Any]]:
-    """Start the child and yield the lines it prints; whatever happens here, its whole session is ended."""
+def _start(specification: Mapping[str, Any]) -> subprocess.Popen[bytes]:
+    """Start the child. Whoever started it ends its whole session, whatever happens."""
     process = subprocess.Popen(
         [sys.executable, "-m", "reconciler.runner.child"],
         stdin=subprocess.PIPE,
@@ -175,15 +213,12 @@ def _child(specification: Mapping[str, Any], timeout: float) -> Iterator[dict[st
         start_new_session=True,
         env={key: value for key, value in os.environ.items() if not _PRIVATE_VARIABLES.match(key)},
     )
-    try:
-        assert process.stdin  # noqa: S101 - for the type checker
-        # It stays open: the child ends Ansible when it closes, which a killed controller does too.
-        with contextlib.suppress(BrokenPipeError):  # it died at once; how, its exit status and last words say
-            process.stdin.write(json.dumps(specification).encode() + b"\n")
-            process.stdin.flush()
-        yield from _lines(process, time.monotonic() + timeout)
-    finally:
-        _end_session(process)
+    assert process.stdin  # noqa: S101 - for the type checker
+    # It stays open: the child ends Ansible when it closes, which a killed controller does too.
+    with contextlib.suppress(BrokenPipeError):  # it died at once; how, its exit status and last words say
+        process.stdin.write(json.dumps(specification).encode() + b"\n")
+        process.stdin.flush()
+    return process
 
 
 def _lines(process: subprocess.Popen[bytes], deadline: float) -> Iterator[dict[str, Any]]:
@@ -217,6 +252,13 @@ def _read(line: bytes) -> dict[str, Any]:
     except ValueError:
         raise RunError(f"Ansible's process printed what is no result: {line[:200]!r}") from None
     return found
+
+
+def _discard(process: subprocess.Popen[bytes]) -> None:
+    """End one that waits at its gate: it has nothing to put in order, and Ansible ends when it is gone."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    _end_session(process)
 
 
 def _end_session(process: subprocess.Popen[bytes]) -> None:

@@ -84,6 +84,7 @@ def door(monkeypatch: pytest.MonkeyPatch) -> Door:
     """The replaced door."""
     found = Door()
     monkeypatch.setattr(runner, "run", found)
+    monkeypatch.setattr(runner.Workspace, "start_ahead", lambda *_given: None)
     return found
 
 

@@ -31,6 +31,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         super().run(tmp, task_vars)
         known = task_vars or {}
         path = Path(known["reconciler_requests"]) / f"{known['inventory_hostname']}.json"
+        if not path.exists():  # nothing is asked of this node
+            return {"changed": False}
         request = json.loads(path.read_text(encoding="utf-8"))
         answer = {"batches": [self._ask(batch) for batch in request["batches"]]}
         # As text: Ansible walks through every value of a result several times, and through a text but once.

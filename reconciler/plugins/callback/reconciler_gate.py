@@ -1,0 +1,46 @@
+"""Let Ansible start before it is known what to ask: it waits here, all loaded, until the requests are written.
+
+A third of a pass without drift is Ansible's start; meanwhile the reconciler reads the desired state.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from ansible.plugins.callback import CallbackBase
+
+DOCUMENTATION = """
+name: reconciler_gate
+type: aggregate
+short_description: Wait until the requests are written
+description:
+  - Where E(RECONCILER_GATE) names a file, waits for it at the start of each play, and lets the play run on the
+    nodes that are listed there.
+options: {}
+"""
+
+POLL_SECONDS = 0.005
+
+
+class CallbackModule(CallbackBase):  # type: ignore[misc]
+    """Waits until the requests are written, or until whoever started Ansible is gone or has given up."""
+
+    CALLBACK_VERSION = 2.0
+    CALLBACK_TYPE = "aggregate"
+    CALLBACK_NAME = "reconciler_gate"
+    CALLBACK_NEEDS_ENABLED = False
+
+    def v2_playbook_on_play_start(self, play: Any) -> None:
+        """Wait, then narrow the play down to the nodes that something is asked of."""
+        gate = os.environ.get("RECONCILER_GATE")
+        if not gate:
+            return
+        path, parent = Path(gate), os.getppid()
+        while not path.exists():
+            if os.getppid() != parent or not path.parent.exists():
+                os._exit(1)  # nothing has begun, and nobody is left to hear of it
+            time.sleep(POLL_SECONDS)
+        play.hosts = path.read_text(encoding="utf-8").split("\n")
