@@ -361,7 +361,7 @@ class Recorder:
         for state in report.observed.nodes.values():
             if state.reachable and state.node in known:
                 self.bell.resolve(state.node, report.started, only="NodeUnknown")
-            elif not state.reachable and self._lasted(since[state.node], report.started):
+            elif not state.reachable and self._lasted(since[state.node]):
                 detail = f"no answer since {since[state.node]}: {state.reason}"
                 advice = "nothing is done there until it answers; is it up, and does ssh to it work?"
                 alert = Alert(state.node, "NodeUnknown", 4, detail, advice, state.node)
@@ -378,10 +378,12 @@ class Recorder:
 
     def _is_for_somebody(self, row: Mapping[str, Any], report: Report) -> bool:
         """Whether the node answers, and yet this could not be learnt for long enough."""
-        return report.observed.nodes[row["node"]].reachable and self._lasted(row["since"], report.started)
+        return report.observed.nodes[row["node"]].reachable and self._lasted(row["since"])
 
-    def _lasted(self, since: str, now: datetime) -> bool:
-        return now - datetime.fromisoformat(since) >= timedelta(seconds=self.limits.unknown_alert_after)
+    def _lasted(self, since: str) -> bool:
+        # By now, not by the start of the pass: that was before this was noticed.
+        lasted = datetime.now(UTC) - datetime.fromisoformat(since)
+        return lasted >= timedelta(seconds=self.limits.unknown_alert_after)
 
     def _alert(  # noqa: PLR0917 - what an alert is made of
         self,

@@ -97,10 +97,9 @@ class Step:
         if self.request["check"]:
             return self.foretell()
         with self.writing.node_lock(self.request.get("lock_timeout", 30)):
-            self.writing.refuse_stale(self.request.get("epoch"))
-            return {"backup": self.back_up, "apply": self.apply, "rollback": self.roll_back}[
-                self.request["step"]
-            ]()
+            step = self.request["step"]
+            self.writing.refuse_stale(self.request.get("epoch"), must_remember=step != "rollback")
+            return {"backup": self.back_up, "apply": self.apply, "rollback": self.roll_back}[step]()
 
     def refuse_protected(self):
         """Raise Refused where the step would write to a protected place, by whatever way."""

@@ -289,8 +289,11 @@ def backups_in(saved):
     return []
 
 
-def refuse_stale(epoch):
-    """Raise Refused where a controller with a higher epoch was here; remember this one. By hand there is none."""
+def refuse_stale(epoch, must_remember=True):
+    """Raise Refused where a controller with a higher epoch was here; remember this one. By hand there is none.
+
+    An undo does not fail because this cannot be written: a full disk is what it may have to undo.
+    """
     if epoch is None:
         return
     seen = highest_epoch()
@@ -299,7 +302,11 @@ def refuse_stale(epoch):
             "a newer controller (epoch %d) is in charge of this node; this one (epoch %d) may not change it"
             " (if there is none: remove %s)" % (seen, epoch, epoch_path())
         )
-    remember_epoch(epoch)
+    try:
+        remember_epoch(epoch)
+    except OSError:
+        if must_remember:
+            raise
 
 
 def epoch_path():

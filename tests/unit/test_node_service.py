@@ -5,12 +5,15 @@ from __future__ import annotations
 import base64
 import os
 import plistlib
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from reconciler.kinds import names
+from reconciler.kinds.service import probe
+from reconciler.node import lib
 from tests.unit.support import Fleet, converge, look, step
 
 # A service manager in thirty lines of shell: its state is three files in $STATE, its log is $STATE/log.
@@ -205,6 +208,19 @@ def test_process_that_is_older_than_its_input_is_stale(state: Path, account: Pat
     assert systemd(state, ActiveEnterTimestampMonotonic="1")["stale"] == found
     later = str(10**15)
     assert systemd(state, ExecMainStartTimestampMonotonic=later)["stale"] == ""
+
+
+def test_clock_that_was_set_back_makes_no_input_newer_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The service would be restarted in every pass until the clock has caught up."""
+    (tmp_path / "input").write_text("new")
+    now = time.time()
+    monkeypatch.setattr(probe, "lib", lib)
+    args = {"restart_on": [str(tmp_path / "input")]}
+    assert probe.newer_input(args, now - 10) != ""
+    monkeypatch.setattr("time.time", lambda: now - 3600)
+    assert probe.newer_input(args, now - 3610) == ""
 
 
 def test_copying_tool_that_sets_times_back_does_not_hide_a_change(state: Path, account: Path) -> None:

@@ -115,7 +115,9 @@ def newer_input(args, started):
             info = os.stat(lib.expand(path))
         except OSError:
             continue
-        if max(info.st_ctime, info.st_mtime if info.st_mtime < time.time() else 0) > started:
+        # What lies in the future was written before the clock was set back, and would be newer for ever.
+        now = time.time()
+        if max(moment if moment < now else 0 for moment in (info.st_ctime, info.st_mtime)) > started:
             return "%s is newer than the running process" % path
     return ""
 
