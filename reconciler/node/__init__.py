@@ -40,8 +40,8 @@ def bundle(sources: Mapping[str, Path], request: Mapping[str, Any]) -> str:
     """The script for one request, to be completed with :func:`call`.
 
     ``sources`` maps module names to node-side files; ``request`` holds ``nonce`` and either ``probes``
-    (a list of ``{kind, args, timeout}``) or ``step`` with its fields. JSON inside a Python literal is
-    written by ``repr`` of the JSON text: whatever the values contain, they arrive byte for byte.
+    (a list of ``{kind, args, timeout}``) or ``step`` with its fields. Values travel as Python literals, in ASCII:
+    whatever they contain, they arrive as they are, and the node needs nothing to read them.
     """
     needed = (
         {**sources, "writing": HERE / "writing.py"}
@@ -51,17 +51,21 @@ def bundle(sources: Mapping[str, Path], request: Mapping[str, Any]) -> str:
     texts = {name: source(path) for name, path in needed.items()}
     return (
         f"{_PRELUDE}"
-        f"import json\n"
         f"lib = _module('lib', {source(HERE / 'lib.py')!a})\n"
         f"driver = _module('driver', {source(HERE / 'driver.py')!a})\n"
-        f"SOURCES = json.loads({json.dumps(texts)!a})\n"
-        f"REQUEST = json.loads({json.dumps(request)!a})\n"
+        f"SOURCES = {texts!a}\n"
+        f"REQUEST = {_plain(request)!a}\n"
     )
+
+
+def _plain(value: Any) -> Any:
+    """Nothing but what has a literal: the types that JSON has. Raises TypeError or ValueError for the rest."""
+    return json.loads(json.dumps(value, allow_nan=False))
 
 
 def call(script: str, connection: Mapping[str, Any]) -> bytes:
     """The script, completed with what the controller knows of the connection it travels over."""
-    return f"{script}driver.main(lib, SOURCES, REQUEST, json.loads({json.dumps(connection)!a}))\n".encode()
+    return f"{script}driver.main(lib, SOURCES, REQUEST, {_plain(connection)!a})\n".encode()
 
 
 def parse(nonce: str, status: int, out: str, err: str) -> dict[str, Any]:

@@ -108,8 +108,8 @@ def test_what_runs_on_nodes_is_python_3_6_and_standard_library(path: Path) -> No
 
 
 STANDARD = {
-    "ast", "base64", "contextlib", "errno", "fcntl", "fnmatch", "grp", "hashlib", "json", "os", "plistlib", "pwd", "re", "shlex",
-    "shutil", "signal", "sqlite3", "stat", "subprocess", "sys", "tarfile", "tempfile", "time", "types", "urllib", "zipfile",
+    "_json", "_signal", "ast", "base64", "contextlib", "errno", "fcntl", "fnmatch", "grp", "hashlib", "json", "os", "plistlib", "pwd", "re", "select",
+    "shlex", "shutil", "signal", "sqlite3", "stat", "subprocess", "sys", "tarfile", "tempfile", "time", "types", "urllib", "zipfile",
 }  # fmt: skip
 
 

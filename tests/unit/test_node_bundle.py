@@ -87,7 +87,7 @@ def test_probes_that_fail_are_alone_in_it(tmp_path: Path) -> None:
         "import sys; sys.exit(3)": "SystemExit: 3",
         "import time; time.sleep(60)": "the probe did not answer within 0.5 s",
         "import time\n    try: time.sleep(60)\n    except Exception: pass": "the probe did not answer within 0.5 s",
-        "return {'a': {1, 2}}": "TypeError: Object of type set is not JSON serializable",
+        "return {'a': {1, 2}}": "TypeError: set has no place in JSON",
         "raise KeyError('x')": "KeyError: 'x'",
         "import no_such_module": "No module named 'no_such_module'",
     }

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
+import re
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from packaging.specifiers import SpecifierSet
@@ -26,6 +29,7 @@ from reconciler.model import (
     ResourceId,
     Suspension,
 )
+from reconciler.node import lib as node_lib
 from reconciler.plan import Situation, plan
 from reconciler.rollout import next_wave
 from tests.unit.support import FILE, drift, known, wrapper
@@ -262,3 +266,55 @@ def test_any_text_is_a_range_or_is_refused(text: str) -> None:
 def test_text_that_is_no_version_satisfies_nothing(text: str) -> None:
     """A node may print anything."""
     assert isinstance(probe.satisfies(text, ">=0"), bool)
+
+
+# --- what nodes do without the standard library's heavier modules ---------------------------------------
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
+    max_leaves=20,
+)
+
+
+@given(json_values)
+def test_answers_of_nodes_are_json(value: Any) -> None:
+    """What a node writes is read back as it was."""
+    assert json.loads(node_lib.dumps(value)) == value
+
+
+@given(st.sampled_from([float("nan"), float("inf"), {1: 2}, b"x", {1, 2}, object()]))
+def test_what_has_no_place_in_an_answer_is_refused(value: Any) -> None:
+    """Also inside something else."""
+    with pytest.raises((TypeError, ValueError)):
+        node_lib.dumps([value])
+
+
+words = st.one_of(
+    st.from_regex(r"v?[0-9]{1,3}(\.[0-9]{1,3}){0,4}(-?(rc|a|beta|dev)[0-9]*)?[,;)]?", fullmatch=True),
+    st.sampled_from(
+        [
+            "mm",
+            "version",
+            "v",
+            ".",
+            "1.",
+            ".1",
+            "a1.2",
+            "1.2.x",
+            "v2",
+            "(2.1)",
+            "=1.0",
+            "\u0661.\u0662",
+            "x-1.2",
+        ]
+    ),
+    st.text(max_size=5),
+)
+
+
+@given(st.lists(words, max_size=6).map(" ".join))
+def test_simple_versions_are_found_where_the_expression_finds_them(text: str) -> None:
+    """The short way and the long one agree on any text."""
+    match = re.search(probe._VERSION, text)
+    assert probe.find_version(text) == (match.group(1) if match else None)

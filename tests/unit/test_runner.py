@@ -27,22 +27,21 @@ def settings(tmp_path: Path) -> Settings:
     return Settings(tmp_path / "inventory", forks=7)
 
 
-def environment(settings: Settings, nodes: int = 3) -> dict[str, str]:
+def environment(settings: Settings) -> dict[str, str]:
     """What Ansible would get."""
-    return runner._environment(settings, nodes)
+    return runner._environment(settings)
 
 
 # --- environment ------------------------------------------------------------------------------------
 
 
 def test_what_correctness_needs_is_set(settings: Settings) -> None:
-    """Roles, plugins, and never more forks than nodes."""
+    """Roles, plugins, forks."""
     found = environment(settings)
     roles = found["ANSIBLE_ROLES_PATH"].split(os.pathsep)
     assert (Path(roles[0]) / "wrapper" / "tasks" / "main.yml").exists()
     assert (Path(found["ANSIBLE_ACTION_PLUGINS"]) / "reconciler_step.py").exists()
-    assert found["ANSIBLE_FORKS"] == "3"
-    assert environment(settings, 100)["ANSIBLE_FORKS"] == "7"
+    assert found["ANSIBLE_FORKS"] == "7"
     assert found["ANSIBLE_PIPELINING"] == "True"
     assert "ControlPersist" in found["ANSIBLE_SSH_ARGS"]
     assert "ANSIBLE_CONFIG" not in found

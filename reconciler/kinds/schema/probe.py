@@ -9,13 +9,15 @@ def observe(args, _connection):
     """Columns and indexes of the tables asked for; a missing database has none."""
     import os
     import sqlite3
-    from contextlib import closing
 
     path = lib.expand(args["database"])
     if not os.path.lexists(path):
         return {"database": "absent", "directory": os.path.isdir(os.path.dirname(path)), "tables": {}}
-    with closing(_open(sqlite3, os, path)) as database:
+    database = _open(sqlite3, os, path)
+    try:
         return {"database": "present", "tables": {name: _table(database, name) for name in args["tables"]}}
+    finally:
+        database.close()
 
 
 def _open(sqlite3, os, path):

@@ -1,8 +1,6 @@
 """Look at a unit of systemd or launchd; node side, read-only, Python 3.6 or newer."""
 
 import os
-import re
-import subprocess
 import time
 
 lib = None  # set by the driver
@@ -43,7 +41,7 @@ def prepare(several):
     for scope, units in wanted.items():
         try:
             answers = _show(scope, units)
-        except subprocess.TimeoutExpired as error:
+        except lib.TimedOut as error:
             answers = [error] * len(units)
         except RuntimeError:
             continue  # perhaps because of one of them: each is asked for alone
@@ -124,6 +122,8 @@ def newer_input(args, started):
 
 def _launchd(args):
     """State by ``launchctl print``; the start of the process by ``ps``."""
+    import re
+
     target = "system" if args["scope"] == "system" else "gui/%d" % os.getuid()
     try:
         result = lib.run(["launchctl", "print", "%s/%s" % (target, args["unit_name"])], timeout=8)

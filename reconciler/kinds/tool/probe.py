@@ -3,9 +3,6 @@
 Runs on nodes (Python 3.6 or newer) and, for the comparison, on the controller.
 """
 
-import re
-import subprocess
-
 lib = None  # set by the driver
 
 COMPARED = ("version", "content")
@@ -25,19 +22,35 @@ def observe(args, _connection):
         result = lib.run(
             [path] + list(args["version_args"]), timeout=10, env=lib.environment(args.get("path") or ())
         )
-    except subprocess.TimeoutExpired:
+    except lib.TimedOut:
         raise RuntimeError("%s %s did not end within 10 s" % (path, " ".join(args["version_args"]))) from None
     except OSError as error:
         facts["broken"] = "cannot be started: %s" % error.strerror
         return facts
-    match = re.search(args.get("version_regex") or _VERSION, result.out) or re.search(
-        args.get("version_regex") or _VERSION, result.err
-    )
-    if match:
-        facts["version"] = match.group(1)
+    pattern = args.get("version_regex")
+    version = find_version(result.out, pattern) or find_version(result.err, pattern)
+    if version is not None:
+        facts["version"] = version
     elif result.status != 0:
         facts["broken"] = "ended with %s: %s" % (result.status, result.complaint())
     return facts
+
+
+def find_version(text, pattern=None):
+    """The first group of ``pattern`` in ``text``, or the first thing like a version; None where there is none."""
+    if pattern is None:
+        for word in text.split():
+            numbers = word[1:].split(".") if word.startswith("v") else word.split(".")
+            if len(numbers) > 1 and all(number.isdecimal() for number in numbers):
+                return ".".join(numbers)
+            if any(character.isdecimal() for character in word):
+                break  # not as simple as that
+        else:
+            return None
+    import re  # takes every node 5 ms to load, and most tools say no more than "name 1.2.3"
+
+    match = re.search(pattern or _VERSION, text)
+    return match.group(1) if match else None
 
 
 def changes(declared, facts):
@@ -71,6 +84,8 @@ def _change(field, desired, observed, fixable, note):
 
 def parse_version(text):
     """A key that sorts as versions do: numbers count, a pre-release comes before its release."""
+    import re
+
     match = re.match(
         r"^v?(\d+(?:\.\d+)*)(?:[-.]?(a|alpha|b|beta|c|rc|pre|next|dev)[-.]?(\d*))?", text.strip()
     )
@@ -99,6 +114,8 @@ _BOUND = r"\d+(?:\.\d+)*(?:\.\*|[-.]?(?:a|alpha|b|beta|c|rc|pre|next|dev)[-.]?\d
 
 def parse_range(text):
     """``>=2.0,<3`` as (operator, version text) pairs. Raises ValueError."""
+    import re
+
     found = []
     for part in text.split(","):
         match = re.match(r"^\s*(>=|<=|==|!=|~=|>|<|)\s*v?(%s)\s*$" % _BOUND, part)
@@ -126,6 +143,8 @@ def _holds(seen, operator, bound):
         prefix = [int(part) for part in bound[:-2].lstrip("v").split(".")]
         numbers = (seen[0] + [0] * len(prefix))[: len(prefix)]
         return (numbers == prefix) == (operator == "==")
+    import re
+
     other = parse_version(bound)
     if operator == "~=":
         prefix = [int(part) for part in re.match(r"\d+(?:\.\d+)*", bound).group(0).split(".")][:-1]
