@@ -17,6 +17,7 @@ HERE = Path(__file__).parent
 # working directory out, -S skips site-packages: neither can disturb a probe, and the start is faster.
 INTERPRETER_FLAGS = "-I -S -"
 
+STEPS_ONLY = "# --- from here on only for steps"
 _PRELUDE = """\
 import sys, types
 def _module(name, source):
@@ -31,9 +32,10 @@ class BadAnswerError(Exception):
 
 
 @cache
-def source(path: Path) -> str:
-    """The text of a file that runs on nodes."""
-    return path.read_text(encoding="utf-8")
+def source(path: Path, *, looking: bool = False) -> str:
+    """The text of a file that runs on nodes; for a look, only what a look needs: a node compiles all that it gets."""
+    text = path.read_text(encoding="utf-8")
+    return text.partition(STEPS_ONLY)[0] if looking else text
 
 
 def bundle(sources: Mapping[str, Path], request: Mapping[str, Any]) -> str:
@@ -48,11 +50,12 @@ def bundle(sources: Mapping[str, Path], request: Mapping[str, Any]) -> str:
         if {"step", "fence", "confirm"} & set(request)
         else sources
     )
-    texts = {name: source(path) for name, path in needed.items()}
+    looking = "probes" in request
+    texts = {name: source(path, looking=looking) for name, path in needed.items()}
     return (
         f"{_PRELUDE}"
         f"lib = _module('lib', {source(HERE / 'lib.py')!a})\n"
-        f"driver = _module('driver', {source(HERE / 'driver.py')!a})\n"
+        f"driver = _module('driver', {source(HERE / 'driver.py', looking=looking)!a})\n"
         f"SOURCES = {texts!a}\n"
         f"REQUEST = {_plain(request)!a}\n"
     )

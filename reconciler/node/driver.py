@@ -60,6 +60,51 @@ def probe(lib, modules, request, connection):
     return answer
 
 
+def main(lib, sources, request, connection):
+    """Answer one request. Exactly one framed line goes to standard output, whatever programs print before it."""
+    signal.signal(signal.SIGALRM, on_alarm)
+    os.environ.update(request.get("environment") or {})
+    os.umask(0o022)
+    modules = {}
+    answer = {"python": "%d.%d" % sys.version_info[:2]}
+    broken = {}
+    for name, source in sources.items():
+        try:
+            modules[name] = load(name, source, lib)
+        except Exception as error:
+            broken[name] = "%s: %s" % (type(error).__name__, error)
+    if "confirm" in request:
+        modules["writing"].lib = lib
+        try:
+            with modules["writing"].node_lock(30):
+                modules["writing"].confirm(*request["confirm"])
+            answer["result"] = {"changed": False}
+        except (lib.Refused, OSError) as error:
+            answer["failed"] = str(error)
+    elif "step" in request:
+        try:
+            answer["result"] = Step(lib, modules, request).take()
+        except (lib.Refused, lib.CommandFailed) as error:
+            answer["failed"] = str(error)
+        except Exception as error:
+            answer["failed"] = "%s: %s" % (type(error).__name__, error)
+    else:
+        if "fence" in request:
+            modules["writing"].lib = lib
+            modules["writing"].remember_epoch(request["fence"])
+        prepare(modules, request["probes"])
+        answer["probes"] = [
+            {"error": broken[item["kind"]]}
+            if item["kind"] in broken
+            else probe(lib, modules, item, connection)
+            for item in request["probes"]
+        ]
+    sys.stdout.flush()
+    os.write(1, ("\n%s%s%s\n" % (request["nonce"], lib.dumps(answer), request["nonce"])).encode())
+
+
+# --- from here on only for steps: a look leaves it away ---
+
 FAILPOINTS = (
     "saved",  # copies were made; the journal does not know of them
     "backed-up",  # the journal knows of them; nothing was changed
@@ -204,46 +249,3 @@ class Step:
         if left:
             what = "; ".join("%s is %s (%s)" % (c["field"], c["observed"], c.get("note", "")) for c in left)
             raise self.lib.Refused("only a person can put this right: " + what)
-
-
-def main(lib, sources, request, connection):
-    """Answer one request. Exactly one framed line goes to standard output, whatever programs print before it."""
-    signal.signal(signal.SIGALRM, on_alarm)
-    os.environ.update(request.get("environment") or {})
-    os.umask(0o022)
-    modules = {}
-    answer = {"python": "%d.%d" % sys.version_info[:2]}
-    broken = {}
-    for name, source in sources.items():
-        try:
-            modules[name] = load(name, source, lib)
-        except Exception as error:
-            broken[name] = "%s: %s" % (type(error).__name__, error)
-    if "confirm" in request:
-        modules["writing"].lib = lib
-        try:
-            with modules["writing"].node_lock(30):
-                modules["writing"].confirm(*request["confirm"])
-            answer["result"] = {"changed": False}
-        except (lib.Refused, OSError) as error:
-            answer["failed"] = str(error)
-    elif "step" in request:
-        try:
-            answer["result"] = Step(lib, modules, request).take()
-        except (lib.Refused, lib.CommandFailed) as error:
-            answer["failed"] = str(error)
-        except Exception as error:
-            answer["failed"] = "%s: %s" % (type(error).__name__, error)
-    else:
-        if "fence" in request:
-            modules["writing"].lib = lib
-            modules["writing"].remember_epoch(request["fence"])
-        prepare(modules, request["probes"])
-        answer["probes"] = [
-            {"error": broken[item["kind"]]}
-            if item["kind"] in broken
-            else probe(lib, modules, item, connection)
-            for item in request["probes"]
-        ]
-    sys.stdout.flush()
-    os.write(1, ("\n%s%s%s\n" % (request["nonce"], lib.dumps(answer), request["nonce"])).encode())

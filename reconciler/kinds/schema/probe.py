@@ -57,6 +57,9 @@ def _table(database, name):
     return {"columns": columns, "indexes": indexes}
 
 
+# --- from here on only for steps: a look leaves it away ---
+
+
 def changes(declared, facts):
     """What is missing (will be added) and what is otherwise (is reported: nothing is ever rewritten)."""
     found = []

@@ -14,6 +14,9 @@ def observe(_args, connection):
     }
 
 
+# --- from here on only for steps: a look leaves it away ---
+
+
 def changes(declared, facts):
     """A dead or hung socket is replaced; a login that fails beside a living session is for a person."""
     found = []

@@ -53,6 +53,9 @@ def find_version(text, pattern=None):
     return match.group(1) if match else None
 
 
+# --- from here on only for steps: a look leaves it away ---
+
+
 def changes(declared, facts):
     """Absent, broken, of another version, or of other content; fixable where an install method is declared."""
     fixable = bool(facts.get("installable"))

@@ -10,6 +10,9 @@ def observe(args, _connection):
     return lib.describe(lib.expand(args["dest"]), args.get("content"))
 
 
+# --- from here on only for steps: a look leaves it away ---
+
+
 def changes(declared, facts):
     """Declared fields that differ. Where no file stands yet, that alone is said."""
     if facts["type"] == "absent":
