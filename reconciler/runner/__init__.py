@@ -85,14 +85,16 @@ class Workspace:
     def started(self, name: str, nodes: Sequence[str]) -> subprocess.Popen[bytes] | None:
         """The process that was started ahead for this playbook, on its way now; None where there is none."""
         found, self._ahead = self._ahead, None
-        if found and (self._ahead_of != name or found.poll() is not None):
-            _discard(found)
+        if found is None:
             return None
-        if found:
-            beside = self._gate.with_name("gate.new")
-            beside.write_text("\n".join(nodes), encoding="utf-8")
-            beside.rename(self._gate)
-        return found
+        is_right = self._ahead_of == name and found.poll() is None
+        if not is_right:
+            _discard(found)
+        # Also for one that is started in its place: it finds the environment of the first in this directory.
+        beside = self._gate.with_name("gate.new")
+        beside.write_text("\n".join(nodes), encoding="utf-8")
+        beside.rename(self._gate)
+        return found if is_right else None
 
     def request(self, node: str, content: Any) -> None:
         """Write one node's request, readable by this account only."""
