@@ -86,7 +86,8 @@ class Observer:
                 privileged |= any(batch["become"] for batch in request["batches"])
                 workspace.request(name, request)
             self.on_run(PLAYBOOK, len(wanted))
-            runner.run(PLAYBOOK, list(wanted), workspace, self.settings, on_result, become=privileged)
+            more = {"become": privileged, "one_each": True}
+            runner.run(PLAYBOOK, list(wanted), workspace, self.settings, on_result, **more)
         nodes: dict[str, NodeState] = {}
         observations: dict[ResourceId, Observation] = {}
         for name, batches in groups.items():

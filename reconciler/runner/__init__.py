@@ -111,10 +111,12 @@ def run(
     on_result: Callable[[Result], None],
     *,
     become: bool = False,
+    one_each: bool = False,
 ) -> None:
     """Run a playbook on ``nodes``; every result is handed to ``on_result`` as it arrives.
 
-    ``become`` lets the observing task use privilege escalation for those looks that ask for it.
+    ``become`` lets the observing task use privilege escalation for those looks that ask for it. ``one_each`` says
+    that each node has exactly one result to give: with the last one nobody waits for Ansible to tidy up.
 
     Raises RunError when Ansible could not do its work (not: when a node failed). A node that yields no
     result was not reached by the play; the caller decides what that means.
@@ -128,11 +130,16 @@ def run(
         # --become is for tasks that do not say otherwise themselves.
         more = {"limit": f"@{limit}", "cmdline": "--become" if become else ""}
         process = _start({**specification, **more})
+    missing = set(nodes)
     try:
         for line in _lines(process, time.monotonic() + settings.timeout + 30):
             if "error" in line:
                 raise RunError(f"{name}: {line['error']}")
             on_result(Result(line["node"], line["status"], line["data"]))
+            missing.discard(line["node"])
+            if one_each and not missing:
+                _discard(process)
+                return
     finally:
         _end_session(process)
 
@@ -257,7 +264,7 @@ def _read(line: bytes) -> dict[str, Any]:
 
 
 def _discard(process: subprocess.Popen[bytes]) -> None:
-    """End one that waits at its gate: it has nothing to put in order, and Ansible ends when it is gone."""
+    """End one that waits at its gate, or has nothing more to say: Ansible ends by itself when it is gone."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     _end_session(process)
