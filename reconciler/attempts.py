@@ -10,6 +10,8 @@ BACK_OFF_CAP = 3600.0
 # After this many failures in a row, or after the last attempt of the episode, it is tried slowly, never not at all.
 ERROR_BUDGET = 3
 REARM, REARM_CAP = 3600.0, 86400.0
+# So many passes in a row that could not run end the process: a supervisor starts it anew.
+LOOP_BUDGET = 10
 # Waits are stretched by up to this share, so that what failed together is not tried together for ever.
 JITTER = 0.25
 
@@ -52,3 +54,8 @@ def is_flapping(repairs: Repairs, limits: Limits, now: datetime) -> bool:
     """Whether it was put right so often that something else must be changing it back."""
     quarantined = repairs.quarantined_until is not None and now < repairs.quarantined_until
     return quarantined or repairs.corrections >= limits.max_corrections
+
+
+def loop_pause(interval: float, failures: int) -> float:
+    """Seconds between passes when the last ``failures`` in a row could not run: longer from the third on."""
+    return interval * 2.0 ** min(max(0, failures - ERROR_BUDGET + 1), 4)

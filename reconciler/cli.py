@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import random
 import signal
 import sys
@@ -21,6 +22,7 @@ from reconciler import __version__, assemble, notify, render, scaffold, settings
 from reconciler import report as reports
 from reconciler.alert_table import NO_ROUTE, alerts_document, alerts_table, tried_document, tried_table
 from reconciler.alerts import Alerts
+from reconciler.attempts import LOOP_BUDGET, loop_pause
 from reconciler.desired.schema import text as schema_text
 from reconciler.kinds.base import seconds
 from reconciler.lease import BusyError
@@ -160,6 +162,14 @@ def _show(document: Any, output: Output, table: Callable[[Any, Console], None]) 
         table(document, render.console())
 
 
+class CouldNotRun(typer.Exit):
+    """The pass did not happen; ``in_order`` where that is nobody's fault, as another one is under way."""
+
+    def __init__(self, in_order: bool, code: int) -> None:  # noqa: FBT001 - an exception's arguments
+        super().__init__(code)
+        self.in_order = in_order
+
+
 def _one_pass(found: settings.Settings, scope: assemble.Scope, output: Output) -> int:
     """One pass from settings to exit code; the report goes to standard output."""
     try:
@@ -168,7 +178,7 @@ def _one_pass(found: settings.Settings, scope: assemble.Scope, output: Output) -
     except ConfigurationError as error:
         _fail(error, output)
     except (BusyError, RunError, StoreError) as error:
-        return _not_run(error, output)
+        raise CouldNotRun(isinstance(error, BusyError), _not_run(error, output)) from error
     except LeaseLostError as error:
         if output is Output.JSON:
             _print_json(
@@ -220,16 +230,31 @@ def _continuous(found: settings.Settings, scope: assemble.Scope, output: Output)
         signal.signal(number, on_signal)
     pause = seconds(found.interval)
     scope = replace(scope, next_in=pause)
-    code = int(ExitCode.AS_DESIRED)
+    code, failures = int(ExitCode.AS_DESIRED), 0
     while not stop.is_set():
         began = time.monotonic()
-        try:
-            code = _one_pass(found, scope, output)
-        except typer.Exit as error:  # the desired state is invalid now; the next edit may mend it
-            code = error.exit_code
-        wanted = pause * random.uniform(0.9, 1.1)  # noqa: S311 - spreads load, guards nothing
+        code, could_run = _guarded_pass(found, scope, output)
+        failures = 0 if could_run else failures + 1
+        if failures >= LOOP_BUDGET:
+            said = f"error: {failures} passes in a row could not run; ending, for a supervisor to start anew"
+            render.console(stderr=True).print(said, markup=False, soft_wrap=True)
+            return int(ExitCode.NOT_FIXED)
+        wanted = loop_pause(pause, failures) * random.uniform(0.9, 1.1)  # noqa: S311 - spreads load, guards nothing
         stop.wait(max(0.0, wanted - (time.monotonic() - began)))
     return code
+
+
+def _guarded_pass(found: settings.Settings, scope: assemble.Scope, output: Output) -> tuple[int, bool]:
+    """The exit code of a pass of many, and whether it could run at all; nothing that it raises ends the others."""
+    try:
+        return _one_pass(found, scope, output), True
+    except CouldNotRun as error:
+        return error.exit_code, error.in_order
+    except typer.Exit as error:  # the desired state is invalid now; the next edit may mend it
+        return error.exit_code, True
+    except Exception:
+        logging.getLogger(__name__).exception("the pass ended with an error of its own")
+        return int(ExitCode.NOT_FIXED), False
 
 
 @app.command()

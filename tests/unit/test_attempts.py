@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reconciler import windows
+from reconciler import runner, windows
 from reconciler.alerts import Alerts
-from reconciler.attempts import JITTER, REARM, REARM_CAP, after_failure, delay, is_due
-from reconciler.model import Limits, Mode, OpenAttempt, Policy, Repairs, Report, Resource, Suspension, Window
+from reconciler.attempts import JITTER, REARM, REARM_CAP, after_failure, delay, is_due, loop_pause
+from reconciler.model import (
+    Action,
+    Limits,
+    Mode,
+    OpenAttempt,
+    Policy,
+    Repairs,
+    Report,
+    Resource,
+    RunError,
+    Suspension,
+    Window,
+)
 from reconciler.plan import covers
 from reconciler.store import Store
-from tests.unit.support import rid, wrapper
+from tests.unit.support import Fleet, reconcile, rid, wrapper
 from tests.unit.test_loop import World, world
 
 KEY = "node-1/wrapper/w"
@@ -273,15 +288,20 @@ def test_interrupted_attempt_that_did_its_work_is_fixed_without_doing_it_again(s
     assert store.open_attempts() == []
 
 
-def test_interrupted_attempt_is_finished_under_its_own_name(store: Store) -> None:
+def test_interrupted_attempt_is_finished_under_its_own_name(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its backup is the one from before anything was changed, and it is not begun a second time."""
     fleet = world(store, wrapper())
     begun(store, fleet.resources[rid(KEY)])
-    names = []
+    names: list[tuple[str, bool]] = []
     repair = fleet.converger.repair
-    fleet.converger.repair = lambda actions, *more: (  # type: ignore[method-assign]
-        names.extend((action.attempt, action.resumed) for action in actions) or repair(actions, *more)
-    )
+
+    def noted(actions: Sequence[Action], *more: Any) -> Any:
+        names.extend((action.attempt, action.resumed) for action in actions)
+        return repair(actions, *more)
+
+    monkeypatch.setattr(fleet.converger, "repair", noted)
     fleet.run()
     assert names == [("run-0", True)]
     assert fleet.events(KEY) == ["fixed"]
@@ -341,3 +361,45 @@ def test_node_that_is_silent_for_a_moment_alarms_nobody(store: Store) -> None:
     fleet.bell, fleet.observer.silent = Alerts(store, None), {"node-1"}
     fleet.run()
     assert Alerts(store, None).open() == []
+
+
+# --- the loop's own failures --------------------------------------------------------------------------
+
+
+def test_loop_that_cannot_run_waits_longer_and_then_ends(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three in a row make it wait; ten end it, for whoever supervises it."""
+    fleet.write("wrappers: [{name: w, nodes: node-1, dest: ~/w, content: x}]\n")
+    passes = []
+
+    def broken(*_given: object, **_more: object) -> None:
+        passes.append(1)
+        raise RunError("observe.yml: the interpreter is gone")
+
+    monkeypatch.setattr(runner, "run", broken)
+    monkeypatch.setattr(runner.Workspace, "start_ahead", lambda *_given: None)
+    said = reconcile("--db", "r.db", env={"RECONCILER_INTERVAL": "0.01s"})
+    assert (said.code, len(passes)) == (3, 10)
+    assert "10 passes in a row could not run" in said.err
+    assert [loop_pause(10, failures) for failures in (0, 1, 2, 3, 4, 9)] == [10, 10, 10, 20, 40, 160]
+
+
+class EnoughError(Exception):
+    """The test has seen enough."""
+
+
+def test_invalid_desired_state_is_waited_out(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often: somebody will mend it, and starting anew would not."""
+    fleet.write("wrappers: 7\n")
+    seen = []
+    monkeypatch.setattr(runner.Workspace, "start_ahead", lambda *_given: seen.append(1))
+
+    def wait(_event: object, _seconds: float) -> None:
+        if len(seen) > 15:
+            raise EnoughError
+
+    monkeypatch.setattr(threading.Event, "wait", wait)
+    with pytest.raises(EnoughError):
+        reconcile("--db", "r.db")
+    assert len(seen) == 16
