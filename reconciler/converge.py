@@ -100,7 +100,7 @@ class Converger:
         one due. What could not be looked at has no outcome: its attempt stays open, nothing is undone blindly,
         and a later pass settles it. Raises LeaseLostError.
         """
-        wanted = [(resources[action.id], action.attempt) for action in actions]
+        wanted = [(_confirmed_with(action, resources), action.attempt) for action in actions]
         ran = self._run("main", wanted)
         reached("applied")
         seen = self._confirmed(wanted, resources, self._look_again(wanted, resources), ran)
@@ -263,6 +263,17 @@ def _should_undo(resource: Resource, seen: Observed, drifts: Mapping[ResourceId,
     return seen.observations[resource.id].is_known and drift is not None and bool(drift.fixable)
 
 
+def _confirmed_with(action: Action, resources: Mapping[ResourceId, Resource]) -> Resource:
+    """The resource, confirmed no sooner than what made its repair necessary: both are undone, or none."""
+    resource = resources[action.id]
+    if kinds()[action.id.kind].NO_ROLLBACK:
+        return resource
+    longest = max((resources[rid].confirm_within for rid in action.writers), default=0.0)
+    # A little later: what is restarted has to read the file that was put back.
+    later = longest + 1 if longest else 0.0
+    return replace(resource, confirm_within=max(resource.confirm_within, later))
+
+
 class _Judge:
     """Turns what was seen before, after and after the undo into one outcome per action."""
 
@@ -292,7 +303,9 @@ class _Judge:
         if drift is None and rid in self.undone:
             return self._undone(action, error)
         if drift is None:
-            return Outcome(rid, Status.FIXED, "", action.changes, 2)
+            failed = sorted(str(writer) for writer in action.writers & set(self.drifts))
+            detail = f"nothing was to be done, since {failed[0]} is not as declared" if failed else ""
+            return Outcome(rid, Status.FIXED, detail, action.changes, 2)
         if not drift.fixable:
             notes = "; ".join(f"{change.field}: {change.note}" for change in drift.reported)
             return Outcome(rid, Status.FAILED, f"the rest is for a person: {notes}", action.changes, 3)

@@ -264,6 +264,8 @@ class Action:
     resumed: bool = False
     is_risky: bool = False
     """Whether it could lock us out: it is done apart from what takes long, as it has to be confirmed in time."""
+    writers: frozenset[ResourceId] = frozenset()
+    """Those of ``after`` that are going to write a file which this one reads."""
 
 
 @dataclass(frozen=True, slots=True)

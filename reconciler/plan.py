@@ -123,7 +123,7 @@ class _Planner:
             return
         if consequence is not None:
             changes = (*changes, consequence)
-        skip = self._reason_to_skip(resource, changes)
+        skip = self._reason_to_skip(resource, changes, is_consequence=consequence is not None)
         if skip is not None:
             self.skips[rid] = skip
             return
@@ -142,6 +142,7 @@ class _Planner:
             number=begun.number if begun else number,
             resumed=begun is not None,
             is_risky=resource.confirm_within > 0,
+            writers=frozenset(writers),
         )
 
     def _acting_writers(self, resource: Resource) -> set[ResourceId]:
@@ -165,12 +166,14 @@ class _Planner:
         )
         return kinds()[resource.id.kind].consequence(resource, observation.facts, paths[0])
 
-    def _reason_to_skip(self, resource: Resource, changes: tuple[Change, ...]) -> Skip | None:
+    def _reason_to_skip(
+        self, resource: Resource, changes: tuple[Change, ...], *, is_consequence: bool
+    ) -> Skip | None:
         """The first reason that applies: people's wishes before rules, rules before the state of others."""
         return (
             self._had_its_turn(resource, changes)
             or self._unwanted(resource, changes)
-            or self._not_now(resource, changes)
+            or self._not_now(resource, changes, is_consequence=is_consequence)
             or self._held(resource, changes)
             or self._blocked(resource, changes)
         )
@@ -196,8 +199,13 @@ class _Planner:
             return Skip(resource.id, reason, changes, is_failure=True, code="NeedsPerson")
         return None
 
-    def _not_now(self, resource: Resource, changes: tuple[Change, ...]) -> Skip | None:
-        """Another time: after the back-off, the quarantine, or inside the window."""
+    def _not_now(
+        self, resource: Resource, changes: tuple[Change, ...], *, is_consequence: bool
+    ) -> Skip | None:
+        """Another time: after the back-off, the quarantine, or inside the window.
+
+        A consequence does not wait for its own back-off: it was the other one that failed and is tried again.
+        """
         situation, policy = self.situation, resource.policy
         repairs = situation.history.get(resource.id, Repairs())
         if is_flapping(repairs, situation.limits, situation.now):
@@ -206,7 +214,8 @@ class _Planner:
                 f"put right {times} times lately and changed back each time: something else is changing it"
             )
             return Skip(resource.id, reason, changes, is_failure=True, code="Flapping")
-        if not situation.retry and not is_due(repairs, resource, situation.now):
+        waits = not is_due(repairs, resource, situation.now)
+        if waits and not situation.retry and not is_consequence:
             reason = f"{repairs.attempts} failed in a row; next attempt at {repairs.next_attempt:%Y-%m-%d %H:%M:%S %Z}"
             code = "AttemptsExhausted" if repairs.exhausted else "BackOff"
             return Skip(resource.id, reason, changes, is_failure=True, code=code)

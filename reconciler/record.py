@@ -130,7 +130,7 @@ class Recorder:
             fresh = []
             for action in (action for action in actions if not action.resumed):
                 changes = drifts[action.id].changes if action.id in drifts else action.changes
-                self.detect(action.id, changes)
+                self.detect(action.id, changes, is_consequence=bool(action.because))
                 self._event(
                     action.id, Status.FIXING, 2, self._details(action.id, action.changes), action.number
                 )
@@ -197,13 +197,16 @@ class Recorder:
 
     # --- episodes ---
 
-    def detect(self, rid: ResourceId, changes: Iterable[Change], reason: str = "") -> None:
+    def detect(
+        self, rid: ResourceId, changes: Iterable[Change], reason: str = "", *, is_consequence: bool = False
+    ) -> None:
         """One ``detected`` per episode: not again while the last condition says that it is known."""
         before = self.conditions.get(str(rid))
         if rid in self.detected or is_open(before):
             return
         # What was never looked at in this form is there because git says so; anything else moved by itself.
-        intended = before is None or before["digest"] != self.resources[rid].digest
+        # A consequence of our own repairs is no sign that something else changes it back.
+        intended = is_consequence or before is None or before["digest"] != self.resources[rid].digest
         self.detected[rid] = "intended" if intended else "corrective"
         details = self._details(rid, changes, reason)
         self._event(rid, Status.DETECTED, 2, details, 0)

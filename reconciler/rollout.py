@@ -75,7 +75,20 @@ def next_wave(
         best = sorted(group, key=lambda action: history.get(action.id, Repairs()).attempts)
         chosen |= {action.id for action in best[: share(limits.batch_size, whole) if done else 1]}
     safe = tuple(action for action in free if action.id in chosen and not action.is_risky)
-    return safe or tuple(action for action in free if action.id in chosen)
+    return safe or _with_consequences([action for action in free if action.id in chosen], planned)
+
+
+def _with_consequences(risky: Sequence[Action], planned: Plan) -> tuple[Action, ...]:
+    """What could lock us out, and what makes it count: a login daemon reads its file when it is restarted.
+
+    Together, so that a new login shows what the change leads to before anything of it is confirmed.
+    """
+    ids, pending = {action.id for action in risky}, {action.id for action in planned.actions}
+    return tuple(
+        action
+        for action in planned.actions
+        if action.id in ids or (action.writers & ids and action.after & pending <= ids)
+    )
 
 
 def stopped(rid: ResourceId, outcomes: Sequence[Outcome]) -> str:
