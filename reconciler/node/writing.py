@@ -201,7 +201,27 @@ def is_protected(path, protected):
             subject = candidate if os.sep in pattern else os.path.basename(candidate)
             if fnmatch.fnmatch(subject, wanted) or candidate.startswith(wanted.rstrip("/") + "/"):
                 return pattern
+        if os.sep in pattern and _is_other_name(target, wanted):
+            return pattern
     return None
+
+
+def _is_other_name(path, pattern):
+    """Whether ``path`` is a hard link to a protected file: what is written in place would change that."""
+    import glob
+
+    try:
+        info = os.stat(path)
+    except OSError:
+        return False
+    if info.st_nlink == 1 or stat.S_ISDIR(info.st_mode):
+        return False
+    names = glob.glob(pattern) + glob.glob(pattern.rstrip("/") + "/**", recursive=True)
+    for name in names:
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.stat(name), info):
+                return True
+    return False
 
 
 def refuse_protected(path, protected):
