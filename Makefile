@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-quick check lint types contracts ansible-lint molecule lab bench schema format clean
+.PHONY: help demo test test-quick check lint types contracts ansible-lint molecule lab bench soak schema format clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -43,6 +43,9 @@ lab: $(VENV)/.installed-dev ## The repository's own desired state on lab nodes (
 bench: $(VENV)/.installed-bench ## What a pass and a proxied call cost beside the alternatives (root on Debian)
 	@$(BIN)/python -m tests.bench reconciler
 	@$(BIN)/python -m tests.bench sidecar
+
+soak: $(VENV)/.installed-dev ## 500 passes in one process: memory, open files and directories stay flat
+	@$(BIN)/python -m tests.bench soak
 
 schema: $(VENV)/.installed ## Write the JSON Schema that is shipped
 	@$(BIN)/reconcile schema > reconciler/desired_state.schema.json

@@ -130,8 +130,7 @@ def tell(settings: Settings, deadline_seconds: float = TELL_SECONDS) -> None:
     try:
         with closing(Store(settings.db)) as store:
             bell(settings, store).settle(now)
-            if settings.notify:
-                Notifier(store, settings.notify).deliver(now, deadline_seconds)
+            Notifier(store, settings.notify).deliver(now, deadline_seconds)
     except (StoreError, ConfigurationError) as error:
         logging.getLogger(__name__).warning("nobody could be told: %s; the next pass tries again", error)
 

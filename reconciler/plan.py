@@ -71,8 +71,13 @@ def suspension(resource: Resource, suspensions: Mapping[str, Suspension], now: d
     declared = resource.policy.suspend
     if declared and declared.holds(now):
         return declared
+    return suspended_by(resource.id, suspensions, now)
+
+
+def suspended_by(rid: ResourceId, suspensions: Mapping[str, Suspension], now: datetime) -> Suspension | None:
+    """The suspension from the command line that covers a resource at ``now``."""
     for target, found in suspensions.items():
-        if found.holds(now) and covers(target, resource.id):
+        if found.holds(now) and covers(target, rid):
             return found
     return None
 

@@ -14,7 +14,7 @@ from rich.text import Text
 from reconciler.desired.load import Desired
 from reconciler.desired.places import suggestion
 from reconciler.model import SECRET, ConfigurationError, Problem, Repairs, ResourceId
-from reconciler.plan import suspension
+from reconciler.plan import suspended_by, suspension
 from reconciler.render import STYLES, change_text
 from reconciler.store import Store, now_text
 
@@ -24,6 +24,10 @@ MARKS = {"True": "✓", "False": "✗", "Unknown": "?"}
 def status_document(store: Store, limit: str | None = None) -> dict[str, Any]:
     """Conditions per node, the last pass, and a score: the share of resources that are as desired, in percent."""
     conditions = [row for row in store.conditions().values() if limit in (None, row["node"])]
+    suspensions, now = store.suspensions(), datetime.now(UTC)
+    for row in conditions:  # also what was said since the last pass
+        said = suspended_by(ResourceId.parse(row["issue_key"]), suspensions, now)
+        row["details"]["suspended"] = said.reason if said else row["details"].get("suspended")
     nodes: dict[str, list[dict[str, Any]]] = {}
     for row in conditions:
         nodes.setdefault(row["node"], []).append(row)

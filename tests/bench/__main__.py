@@ -3,7 +3,7 @@
 import runpy
 import sys
 
-NAMES = ("reconciler", "sidecar")
+NAMES = ("reconciler", "sidecar", "soak")
 
 
 def main() -> None:
