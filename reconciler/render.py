@@ -298,6 +298,8 @@ def _condition(condition: Mapping[str, Any] | None, out: Console) -> None:
         out.print(Text(f"           {condition['message']}"), soft_wrap=True)
     for change in condition["details"].get("changes", []):
         out.print(Text(f"           {change_text(change)}"), soft_wrap=True)
+    if condition["details"].get("advice"):
+        out.print(Text(f"           → {condition['details']['advice']}"), soft_wrap=True)
     observed = condition["details"].get("observed")
     for key, value in observed.items() if isinstance(observed, dict) else ():
         out.print(Text.assemble((f"  {key:<14}", "dim"), short(value)), soft_wrap=True)

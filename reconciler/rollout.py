@@ -73,7 +73,7 @@ def next_wave(
         whole = done + sum(_declared(action.id) == declared for action in planned.actions)
         # A node where it keeps failing is a bad canary: it would stop the others for its own trouble.
         best = sorted(group, key=lambda action: history.get(action.id, Repairs()).attempts)
-        chosen |= {action.id for action in best[: share(limits.batch_size, whole) if done else 1]}
+        chosen |= {action.id for action in best[: _batch(limits.batch_size, whole) if done else 1]}
     safe = tuple(action for action in free if action.id in chosen and not action.is_risky)
     return safe or _with_consequences([action for action in free if action.id in chosen], planned)
 
@@ -104,6 +104,11 @@ def stopped(rid: ResourceId, outcomes: Sequence[Outcome]) -> str:
             f"it failed {len(in_a_row)} times in a row, last on {in_a_row[0].id.node}: {in_a_row[0].detail}"
         )
     return ""
+
+
+def _batch(text: str, of: int) -> int:
+    """How many nodes of ``of`` are changed at once: a share is rounded up, so that three nodes take two batches."""
+    return max(1, -(-int(text[:-1]) * of // 100) if text.endswith("%") else int(text))
 
 
 def _declared(rid: ResourceId) -> Declared:

@@ -36,7 +36,7 @@ def suspend(
         "reason": found.reason,
         "owner": found.owner,
         "until": now_text(end) if end else None,
-        "said": f"{target}: {len(covered)} resources are left alone {how_long}",
+        "said": f"{target}: {_count(covered)} left alone {how_long}",
     }
 
 
@@ -53,7 +53,7 @@ def resume(settings: Settings, target: str, reason: str) -> dict[str, Any]:
             store.forget_repairs(rid, counted_from=now)
     still = [other for other in others if any(covers(other, rid) for rid in covered)]
     said = f"{target}: " + ("no longer suspended" if was_suspended else "was not suspended")
-    said += f"; {len(waiting)} resources begin anew" if waiting else ""
+    said += f"; {_count(waiting)} tried anew" if waiting else ""
     said += f"; still suspended by: {', '.join(still)}" if still else ""
     return {
         "target": target,
@@ -98,6 +98,10 @@ def _moment(text: str) -> datetime:
     if found <= now:
         raise ConfigurationError(f"--until: {text} is over already")
     return found
+
+
+def _count(found: list[ResourceId]) -> str:
+    return "1 resource is" if len(found) == 1 else f"{len(found)} resources are"
 
 
 def _account() -> str:

@@ -39,6 +39,13 @@ def test_one_node_first_then_batches(store: Store) -> None:
     assert sizes(fleet) == [1, 4, 4, 1]
 
 
+def test_three_nodes_take_two_batches(store: Store) -> None:
+    """Each costs a run and a look."""
+    fleet = fleet_of(store, 3)
+    fleet.run()
+    assert sizes(fleet) == [1, 2]
+
+
 def test_failing_canary_stops_the_others(store: Store) -> None:
     """They say whose failure they wait for, and nothing was done to them."""
     fleet = fleet_of(store, 5)

@@ -54,7 +54,7 @@ def test_resume_lets_what_failed_begin_anew_and_names_what_still_holds(fleet: Fl
     store = Store(fleet.directory / "r.db")
     store.set_repairs(rid("node-1/wrapper/w"), Repairs(attempts=2, digest="d", exhausted=True))
     said = say("resume", "node-1/wrapper/w")[1]
-    assert "1 resources begin anew" in said
+    assert "1 resource is tried anew" in said
     assert "still suspended by: node-*" in said
     store.close()
 
