@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-quick check lint types contracts ansible-lint molecule lab bench soak schema format clean
+.PHONY: help demo test test-quick check lint types contracts ansible-lint molecule lab bench soak faults schema format clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -46,6 +46,9 @@ bench: $(VENV)/.installed-bench ## What a pass and a proxied call cost beside th
 
 soak: $(VENV)/.installed-dev ## 500 passes in one process: memory, open files and directories stay flat
 	@$(BIN)/python -m tests.bench soak
+
+faults: $(VENV)/.installed-dev ## 50 passes ended at random moments on real nodes (root on Debian)
+	@RECONCILER_ROUNDS=50 $(BIN)/python -m pytest tests/nodes/test_kills.py -k random
 
 schema: $(VENV)/.installed ## Write the JSON Schema that is shipped
 	@$(BIN)/reconcile schema > reconciler/desired_state.schema.json

@@ -1,6 +1,6 @@
 """Controllers that are ended, stopped or doubled at any moment: one applies, nothing is lost, nothing done twice.
 
-RECONCILER_ROUNDS says how often a pass is ended at a random moment (`make soak`: 50 times).
+RECONCILER_ROUNDS says how often a pass is ended at a random moment (`make faults`: 50 times).
 """
 
 import os
