@@ -156,7 +156,8 @@ class Step:
     def undo_by_itself(self):
         """What nobody confirmed; nobody asks for it, so what stands before every step is asked here."""
         self.refuse_protected()
-        self.roll_back()
+        if not self.writing.was_superseded(*self.journal):
+            self.roll_back()
 
     def foretell(self):
         """What the step would change."""

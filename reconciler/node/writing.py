@@ -360,6 +360,17 @@ def confirm(kind, name, attempt):
         write_journal(kind, name, attempt, "confirmed", record["saved"])
 
 
+def was_superseded(kind, name, attempt):
+    """Whether a later attempt at the same resource was confirmed: what this one saved is older than what is right."""
+    own = read_journal(kind, name, attempt)
+    root = os.path.join(state_directory(), "journal")
+    for other in os.listdir(root) if own else ():
+        found = read_journal(kind, name, other)
+        if found and other != attempt and found["state"] == "confirmed" and found["at"] > own["at"]:
+            return True
+    return False
+
+
 def watch(journal, seconds, undo):
     """Leave a process behind that calls ``undo`` unless the attempt was confirmed or undone in time.
 

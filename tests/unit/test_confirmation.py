@@ -89,6 +89,25 @@ def test_confirmed_attempt_is_not_undone(state: str, tmp_path: Path, monkeypatch
     assert writing.read_journal("wrapper", "w", "a1")["state"] == "confirmed"
 
 
+def test_attempt_that_nobody_carried_on_with_does_not_undo_a_later_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The declaration changed after the controller died: the node's watch over the first attempt has nothing to say."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setattr(writing, "lib", lib)
+    assert not writing.was_superseded("wrapper", "w", "a1")
+    writing.write_journal("wrapper", "w", "a0", "confirmed", {})
+    writing.write_journal("wrapper", "w", "a1", "applied", {})
+    writing.write_journal("wrapper", "other", "a2", "confirmed", {})
+    writing.write_journal("wrapper", "w", "a2", "applied", {})
+    assert not writing.was_superseded("wrapper", "w", "a1"), (
+        "what is not confirmed may have to be undone, too"
+    )
+    writing.confirm("wrapper", "w", "a2")
+    assert writing.was_superseded("wrapper", "w", "a1")
+    assert not writing.was_superseded("wrapper", "w", "a2")
+
+
 def test_what_dead_processes_wrote_beside_is_removed_and_what_living_ones_do_is_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
