@@ -41,7 +41,8 @@ def as_json(report: Report) -> dict[str, Any]:
             for action in report.plan.actions
         ],
         "skipped": [
-            {**_identity(report, skip.id), "reason": skip.reason, "code": skip.code} for skip in report.plan.skips
+            {**_identity(report, skip.id), "reason": skip.reason, "code": skip.code}
+            for skip in report.plan.skips
         ],
         "outcomes": [_outcome(report, outcome) for outcome in report.outcomes],
         "unknown": [{**_identity(report, o.id), "reason": o.unknown} for o in report.unknown],
