@@ -16,6 +16,7 @@ from tests.lab import Node
 from tests.nodes.conftest import Pool
 from tests.nodes.fleet import Fleet
 from tests.nodes.safety import (
+    alert_files,
     check_quiet,
     check_settled,
     ended,
@@ -74,6 +75,7 @@ def test_ended_at_random_moments(nodes: Pool, fleet: Fleet) -> None:
         assert answer.code == 0, (number, how, answer.out, answer.err)
         assert set(answer.outcomes.values()) <= {"fixed"}, answer.out
     check_quiet(fleet)
+    assert alert_files(fleet) == [], "nothing failed for good"
     for node in taken:
         assert leftovers(node) == []
     assert not list(fleet.directory.glob("state.db.lease-*")), "locks of the dead are removed"
