@@ -5,6 +5,7 @@ node's own records and of files are moved instead, which is all that a clock tha
 """
 
 import time
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -35,7 +36,6 @@ from tests.nodes.safety import (
 
 KEY = "node-1/wrapper/w"
 QUICK = {"defaults": {"retry_interval": "1s", "max_attempts": 2}}
-SMALL = f"{AGENT}/small"
 
 
 def drifted(node: Node) -> None:
@@ -100,51 +100,80 @@ def test_a_node_paused_in_the_middle_and_resumed(nodes: Pool, fleet: Fleet, late
     check_quiet(fleet)
 
 
-def fail_until_told(fleet: Fleet, reason: str, status: str = "rolled_back") -> None:
-    """Both attempts end as they should, the last one with one alert; the wait between them is kept."""
-    answer = fleet.once()
-    assert (answer.code, answer.outcomes) == (3, {KEY: status}), answer.out
-    assert reason in answer.report["outcomes"][0]["detail"]
-    assert "the undo failed" not in answer.report["outcomes"][0]["detail"]
-    assert alert_files(fleet) == []
-    second = fleet.once("--retry")
-    assert (second.code, second.outcomes) == (3, {KEY: status}), second.out
-    (told,) = alert_files(fleet)
-    assert (told["key"], told["reason"], told["status"]) == (KEY, "RepairFailed", "open")
-    assert reason in told["detail"]
-    third = fleet.once()
-    assert (third.code, third.outcomes) == (3, {}), third.out
-    assert len(alert_files(fleet)) == 1
+def fail_until_told(fleet: Fleet, reasons: dict[str, str]) -> None:
+    """Both attempts of each are undone, the last one with one alert; the wait after it is kept."""
+    expected = dict.fromkeys(reasons, "rolled_back")
+    for attempt in (1, 2):
+        answer = fleet.once("--retry")
+        assert (answer.code, answer.outcomes) == (3, expected), answer.out
+        for row in answer.report["outcomes"]:
+            assert reasons[row["id"]] in row["detail"]
+            assert "the undo failed" not in row["detail"]
+        assert len(alert_files(fleet)) == (len(reasons) if attempt == 2 else 0)
+    waits = fleet.once()
+    assert (waits.code, waits.outcomes) == (3, {}), waits.out
+    told = {row["key"]: row for row in alert_files(fleet)}
+    assert set(told) == set(reasons)
+    for key, row in told.items():
+        assert (row["reason"], row["status"]) == ("RepairFailed", "open")
+        assert reasons[key] in row["detail"]
     check_settled(fleet)
 
 
-def mends(fleet: Fleet) -> None:
+def mends(fleet: Fleet, keys: Iterable[str]) -> None:
     """Once the trouble is over, the next attempt succeeds and the alert is resolved."""
     answer = fleet.once("--retry")
-    assert (answer.code, answer.outcomes) == (0, {KEY: "fixed"}), answer.out
-    assert [row["status"] for row in alert_files(fleet)] == ["resolved"]
+    assert (answer.code, answer.outcomes) == (0, dict.fromkeys(keys, "fixed")), answer.out
+    assert {row["status"] for row in alert_files(fleet)} == {"resolved"}
     check_quiet(fleet)
 
 
-@pytest.mark.parametrize("left", [0, 60_000], ids=["no-room-for-the-backup", "no-room-for-the-new-file"])
-def test_a_full_disk(nodes: Pool, fleet: Fleet, left: int) -> None:
-    """The old file stays as it is, with its mode, and an undo that has nothing to undo needs no room."""
+# What keeps a file from being replaced: how it is brought about, how it ends, and what it is called.
+TROUBLE = {
+    "backup": ("head -c 600000 /dev/zero > {at}/filler", "rm {at}/filler", "No space left"),
+    "new-file": (
+        "head -c 600000 /dev/zero > {at}/filler; truncate -s -60000 {at}/filler",
+        "rm {at}/filler",
+        "No space left",
+    ),
+    "read-only": ("mount -o remount,ro {at}", "mount -o remount,rw {at}", "Read-only file system"),
+    "theirs": ("chown -R root: {at}; chmod 0755 {at}", "chown -R agent: {at}", "Permission denied"),
+}
+
+
+def test_places_that_cannot_be_written(nodes: Pool, fleet: Fleet) -> None:
+    """No room for the backup or for the new file, read-only, somebody else's: old files stay as they are."""
     (node,) = nodes(1)
-    node.run(f"mkdir {SMALL} && mount -t tmpfs -o size=512k,mode=0777 tmpfs {SMALL}")
-    node.write(f"{SMALL}/w", "o" * 20_000, owner="agent", mode="0640")
-    node.run(
-        f"head -c 600000 /dev/zero > {SMALL}/filler; truncate -s -{left} {SMALL}/filler; true", user="agent"
-    )
-    before = node.tree(SMALL)[f"{SMALL}/w"]
-    fleet.declare({**QUICK, "wrappers": [wrapper(dest="~/small/w", content="n" * 100_000)]})
-    fail_until_told(fleet, "No space left")
-    after = node.tree(SMALL)
-    assert after[f"{SMALL}/w"] == before
-    assert {path for path in after if not path.endswith(".bak")} == {SMALL, f"{SMALL}/w", f"{SMALL}/filler"}
-    node.run(f"rm {SMALL}/filler")
-    mends(fleet)
-    assert node.tree(SMALL)[f"{SMALL}/w"].mode == "0640"
-    assert leftovers(node) == []
+    for name, (trouble, _end, _reason) in TROUBLE.items():
+        at = f"/srv/{name}"
+        node.run(f"mkdir {at} && mount -t tmpfs -o size=512k,mode=0755,uid=1000,gid=1000 tmpfs {at}")
+        node.write(f"{at}/w", "o" * 20_000, owner="agent", mode="0644")
+        node.run(f"{trouble.format(at=at)}; true")
+    places = [f"/srv/{name}" for name in TROUBLE]
+    before = node.tree(*places)
+    entries = [wrapper(name, dest=f"/srv/{name}/w", content="n" * 100_000) for name in TROUBLE]
+    fleet.declare({**QUICK, "wrappers": entries})
+    reasons = {f"node-1/wrapper/{name}": reason for name, (_trouble, _end, reason) in TROUBLE.items()}
+    fail_until_told(fleet, reasons)
+    after = node.tree(*places)
+    for at in places:
+        assert after[f"{at}/w"] == before[f"{at}/w"]
+    assert {path for path in after if not path.endswith(".bak")} == set(before)
+    for name, (_trouble, end, _reason) in TROUBLE.items():
+        node.run(end.format(at=f"/srv/{name}"))
+    mends(fleet, reasons)
+    assert {node.tree(at)[f"{at}/w"].mode for at in places} == {"0644"}
+    assert node.run("find /srv -name '*.new' -o -name '*.part'").stdout == ""
+
+
+def test_what_may_not_even_be_read_is_unknown(nodes: Pool, fleet: Fleet) -> None:
+    (node,) = nodes(1)
+    node.run(f"echo theirs > {AGENT}/w.sh && chmod 0600 {AGENT}/w.sh")
+    fleet.declare({**QUICK, "wrappers": [wrapper()]})
+    answer = fleet.once()
+    assert (answer.code, answer.outcomes, fleet.events()) == (4, {}, []), answer.out
+    assert "Permission denied" in answer.report["unknown"][0]["reason"]
+    assert text(node) == "theirs\n"
 
 
 def test_no_room_for_the_nodes_own_records(nodes: Pool, fleet: Fleet) -> None:
@@ -157,42 +186,13 @@ def test_no_room_for_the_nodes_own_records(nodes: Pool, fleet: Fleet) -> None:
     node.run(f"head -c 100000 /dev/zero > {state}/filler; true", user="agent")
     fleet.declare({**QUICK, "wrappers": [wrapper()]})
     before = node.tree(AGENT, "/etc")
-    fail_until_told(fleet, "No space left")
+    fail_until_told(fleet, {KEY: "No space left"})
     after = node.tree(AGENT, "/etc")
     assert {path: entry for path, entry in after.items() if not path.startswith(state)} == {
         path: entry for path, entry in before.items() if not path.startswith(state)
     }
     node.run(f"rm {state}/filler")
-    mends(fleet)
-
-
-def test_a_read_only_file_system(nodes: Pool, fleet: Fleet) -> None:
-    (node,) = nodes(1)
-    node.run(f"mkdir {SMALL} && mount -t tmpfs -o mode=0777 tmpfs {SMALL}")
-    node.write(f"{SMALL}/w", "old\n", owner="agent", mode="0600")
-    node.run(f"mount -o remount,ro {SMALL}")
-    before = node.tree(SMALL)
-    fleet.declare({**QUICK, "wrappers": [wrapper(dest="~/small/w")]})
-    fail_until_told(fleet, "Read-only file system")
-    assert node.tree(SMALL) == before
-    node.run(f"mount -o remount,rw {SMALL}")
-    mends(fleet)
-    assert node.tree(SMALL)[f"{SMALL}/w"].mode == "0600"
-
-
-def test_a_destination_that_belongs_to_somebody_else(nodes: Pool, fleet: Fleet) -> None:
-    """Without permission nothing is changed; what may not even be read is unknown."""
-    (node,) = nodes(1)
-    node.run("mkdir /srv/theirs && echo old > /srv/theirs/w && chmod 0755 /srv/theirs")
-    before = node.tree("/srv/theirs")
-    fleet.declare({**QUICK, "wrappers": [wrapper(dest="/srv/theirs/w")]})
-    fail_until_told(fleet, "Permission denied")
-    assert node.tree("/srv/theirs") == before
-    node.run("chmod 0600 /srv/theirs/w")
-    unknown = fleet.once("--retry")
-    assert (unknown.code, unknown.outcomes) == (4, {}), unknown.out
-    node.run("chown -R agent: /srv/theirs")
-    mends(fleet)
+    mends(fleet, [KEY])
 
 
 LOCK = (

@@ -38,7 +38,7 @@ from tests.nodes.safety import (
 from tests.nodes.test_fleet import everything
 from tests.nodes.test_traps import running_ansible
 
-ROUNDS = int(os.environ.get("RECONCILER_ROUNDS", "10"))
+ROUNDS = int(os.environ.get("RECONCILER_ROUNDS", "8"))
 DRIFT = (
     "systemctl --user stop task-watcher",
     "rm -f ~/odd.txt",
