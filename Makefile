@@ -12,11 +12,11 @@ help: ## List the targets
 demo: $(VENV)/.installed ## Set up, then show the main job on a make-believe fleet (no root, no sshd)
 	@$(BIN)/python -m reconciler.demo demo
 
-test: $(VENV)/.installed-dev ## Set up, then run all tests (those on real nodes need root and Debian, and say so)
-	@$(BIN)/python -m pytest
+test: test-quick ## Set up, then run all tests (those on real nodes need root and Debian, and say so)
+	@$(BIN)/python -m pytest -m nodes
 
-test-quick: $(VENV)/.installed-dev ## The tests that need no nodes
-	@$(BIN)/python -m pytest -m "not nodes"
+test-quick: $(VENV)/.installed-dev ## The tests that need no nodes, two at a time
+	@$(BIN)/python -m pytest -m "not nodes" -n 2 --dist loadfile
 
 check: lint types contracts ansible-lint test ## Everything CI checks but molecule
 

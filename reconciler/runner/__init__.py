@@ -8,6 +8,7 @@ never as extra variables: those land on the command line and are templated.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import re
@@ -21,6 +22,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from configparser import ConfigParser, Error
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
@@ -35,6 +37,9 @@ SSH_ARGS = (
 )
 # Never in the environment of a process that runs other people's plugins and prints its environment to a file.
 _PRIVATE_VARIABLES = re.compile(r".*_API_KEY$|SIDECAR_.*|RECONCILER_.*|OPENAI_.*|ANTHROPIC_.*")
+
+
+PREFIX, OWNER = "reconciler-", "owner"
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,9 @@ class Workspace:
     """A private directory for one run, with one request file per node; gone when the run is over."""
 
     def __init__(self) -> None:
-        self.directory = Path(tempfile.mkdtemp(prefix="reconciler-"))
+        _sweep(Path(tempfile.gettempdir()))
+        self.directory = Path(tempfile.mkdtemp(prefix=PREFIX))
+        self._owner = _locked(self.directory / OWNER)
         self.requests = self.directory / "requests"
         self.requests.mkdir(mode=0o700)
         self._gate = self.directory / "gate"
@@ -75,6 +82,9 @@ class Workspace:
             _discard(self._ahead)
             self._ahead = None
         shutil.rmtree(self.directory, ignore_errors=True)
+        if self._owner is not None:
+            os.close(self._owner)
+            self._owner = None
 
     def start_ahead(self, name: str, settings: Settings) -> None:
         """Start a playbook before its requests are written: it loads everything and then waits for :func:`run`."""
@@ -101,6 +111,30 @@ class Workspace:
         handle = os.open(self.requests / f"{node}.json", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(handle, "w", encoding="utf-8") as stream:
             json.dump(content, stream)
+
+
+def _locked(path: Path) -> int | None:
+    """The file, locked for the life of this process; None where another process has it."""
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        return None
+    return handle
+
+
+@cache
+def _sweep(temporary: Path) -> None:
+    """Once per process: remove what passes that were killed left behind; request files may hold secrets."""
+    for directory in temporary.glob(f"{PREFIX}*"):
+        with contextlib.suppress(OSError):
+            if directory.stat().st_uid != os.getuid() or not (directory / OWNER).exists():
+                continue
+            handle = _locked(directory / OWNER)
+            if handle is not None:
+                shutil.rmtree(directory, ignore_errors=True)
+                os.close(handle)
 
 
 def run(

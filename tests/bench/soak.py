@@ -97,7 +97,9 @@ def main() -> int:
     parser.add_argument("--passes", type=int, default=500)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="soak-") as directory:
-        found = growth(soak(Path(directory).resolve(), options.passes))
+        tempfile.tempdir = str(Path(directory, "tmp"))  # others may be at work beside us
+        Path(tempfile.tempdir).mkdir()
+        found = growth(soak(Path(directory, "fleet").resolve(), options.passes))
         os.chdir("/")
     for line in found:
         print(f"GROWS: {line}")

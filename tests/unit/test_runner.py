@@ -8,6 +8,7 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -19,6 +20,7 @@ import pytest
 from reconciler import runner
 from reconciler.model import RunError
 from reconciler.runner import Result, Settings, Workspace
+from tests.unit.support import ROOT
 
 
 @pytest.fixture
@@ -246,3 +248,27 @@ def test_exception_in_a_handler_ends_the_child(
         fake(body)
     assert is_gone(int((tmp_path / "pid").read_text()))
     assert signal.getsignal(signal.SIGINT) is not None
+
+
+def test_what_a_killed_pass_left_behind_is_removed_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its request files may hold secrets; those of a living one stay, and so does what is not ours."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    script = "import sys; from reconciler.runner import Workspace; w = Workspace(); w.request('n', 1); print(w.directory, flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", script], env={**os.environ, "TMPDIR": str(tmp_path)}, cwd=ROOT,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as killed, Workspace() as living:  # fmt: skip
+        assert killed.stdout is not None
+        left = Path(killed.stdout.readline().strip())
+        killed.kill()
+        killed.wait()
+        (tmp_path / "reconciler-foreign").mkdir()
+        assert (left / "requests" / "n.json").exists()
+        runner._sweep.cache_clear()
+        with Workspace():
+            assert not left.exists()
+            assert living.directory.exists()
+            assert (tmp_path / "reconciler-foreign").exists()
+    assert sorted(entry.name for entry in tmp_path.glob("reconciler-*")) == ["reconciler-foreign"]
