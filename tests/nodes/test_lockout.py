@@ -1,7 +1,6 @@
 """The dead man's switch: a change that locks everybody out is undone by its node, and a good one stays."""
 
 import subprocess
-import time
 
 import pytest
 
@@ -21,6 +20,8 @@ from tests.nodes.safety import (
 
 KEYS = f"{AGENT}/.ssh/authorized_keys"
 KEY = "node-1/wrapper/keys"
+# A good change has to be confirmed in time on a busy machine, too. The watch over it ends when it is.
+PATIENT = "60s"
 REASON = "could not be confirmed over a new login"
 NOBODYS = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA nobody\n"
 
@@ -48,7 +49,7 @@ def check_nothing_is_held(node: Node, user: str = "agent") -> None:
 def test_keys_that_let_nobody_in_are_undone_and_good_ones_stay(nodes: Pool, fleet: Fleet) -> None:
     (node,) = nodes(1)
     old = text(node, KEYS)
-    declare_keys(fleet, NOBODYS, "4s")
+    declare_keys(fleet, NOBODYS, "8s")
     answer = fleet.once()
     assert (answer.code, answer.outcomes) == (3, {KEY: "rolled_back"}), answer.out
     assert REASON in last_event(fleet, KEY)["details"]["reason"]
@@ -56,10 +57,9 @@ def test_keys_that_let_nobody_in_are_undone_and_good_ones_stay(nodes: Pool, flee
     assert text(node, KEYS) == old
     check_nothing_is_held(node)
 
-    declare_keys(fleet, f"{old}# and a comment\n", "4s")
+    declare_keys(fleet, f"{old}# and a comment\n", PATIENT)
     assert fleet.once().outcomes == {KEY: "fixed"}
     check_nothing_is_held(node)
-    time.sleep(5)
     assert text(node, KEYS) == f"{old}# and a comment\n"
     check_quiet(fleet)
 
@@ -69,8 +69,8 @@ def test_login_daemon_and_its_file_are_undone_together(nodes: Pool, fleet: Fleet
     (node,) = nodes(1)
     node.run("systemctl restart ssh")
     lock = {"name": "lock", "nodes": "all", "dest": "/etc/ssh/sshd_config.d/50-lock.conf",
-            "content": "AllowUsers nobody\n", "allow_become": True, "confirm_within": "5s"}  # fmt: skip
-    daemon = {"name": "ssh", "nodes": "all", "allow_become": True, "confirm_within": "5s", "settle": 0.3,
+            "content": "AllowUsers nobody\n", "allow_become": True, "confirm_within": "8s"}  # fmt: skip
+    daemon = {"name": "ssh", "nodes": "all", "allow_become": True, "confirm_within": "8s", "settle": 0.3,
               "restart_on": ["/etc/ssh/sshd_config.d/50-lock.conf"]}  # fmt: skip
     quick = {"retry_interval": "1s", "max_attempts": 2}
     fleet.declare({"defaults": quick, "wrappers": [lock], "services": [daemon]})
@@ -84,21 +84,20 @@ def test_login_daemon_and_its_file_are_undone_together(nodes: Pool, fleet: Fleet
     assert text(node, "/root/.local/state/reconciler/epoch") != ""
     check_settled(fleet)
 
-    fleet.declare(
-        {"defaults": quick, "wrappers": [{**lock, "content": "AllowUsers agent\n"}], "services": [daemon]}
-    )
+    patient = {"confirm_within": PATIENT}
+    good = {**lock, **patient, "content": "AllowUsers agent\n"}
+    fleet.declare({"defaults": quick, "wrappers": [good], "services": [{**daemon, **patient}]})
     answer = fleet.once()
     assert answer.code == 0, answer.out
     assert set(answer.outcomes.values()) == {"fixed"}
     assert len(answer.outcomes) == 2
     check_nothing_is_held(node, "root")
     assert alert_files(fleet) == []
-    time.sleep(6)
     assert text(node, "/etc/ssh/sshd_config.d/50-lock.conf") == "AllowUsers agent\n"
     check_quiet(fleet)
 
 
-@pytest.mark.parametrize("within", ["3s", "60s"], ids=["after-the-undo", "before-the-undo"])
+@pytest.mark.parametrize("within", ["3s", "3m"], ids=["after-the-undo", "before-the-undo"])
 def test_controller_killed_between_apply_and_confirmation(nodes: Pool, fleet: Fleet, within: str) -> None:
     """The node does not wait for it; a pass that comes before the undo confirms, one that comes later begins anew."""
     (node,) = nodes(1)
@@ -114,6 +113,7 @@ def test_controller_killed_between_apply_and_confirmation(nodes: Pool, fleet: Fl
     if within == "3s":
         wait_for(lambda: text(node, KEYS) == old, "the node undid it")
         check_nothing_is_held(node)
+        declare_keys(fleet, new, PATIENT)
     else:
         assert text(node, KEYS) == new
         assert watches(node)
