@@ -75,6 +75,8 @@ class _DataPlane:
         self.scope = scope
         self.receive = receive
         self._send = send
+        self._cork: Cork = scope["sidecar.cork"]
+        self._task: asyncio.Task[None] | None = None
         self.request_id = "req_" + secrets.token_hex(8)
         self.done = False
         self.begun = False
@@ -82,28 +84,26 @@ class _DataPlane:
 
     async def send(self, message: Message) -> None:
         """Remember how far the answer has got."""
-        cork: Cork | None = self.scope.get("sidecar.cork")
         if message["type"] == "http.response.start":
             self.begun = True
-            if cork is not None:
-                cork.hold = True
+            self._cork.hold = True
         else:
-            if cork is not None:
-                cork.hold = False
+            self._cork.hold = False
             if not message.get("more_body"):
                 self.done = True
         await self._send(message)
 
     async def serve(self) -> None:
         """Answer, or say why not; a caller who leaves cancels what is going on for him."""
-        watcher = None
+        cork = self._cork
         try:
             headers = _joined(self.scope["headers"])
             _check_headers(self.scope, headers, open_access=self.runtime.access.open)
             body = await self._body(headers)
-            watcher = asyncio.ensure_future(self._watch(asyncio.current_task()))
+            self._task = asyncio.current_task()
+            cork.on_lost = self._left
             await self.proxy.handle(
-                self.endpoint, headers, self.scope["query_string"], self.request_id, self.send, body
+                self.endpoint, headers, self.scope["query_string"], self.request_id, self.send, cork, body
             )
         except Refusal as refusal:
             await self._refuse(refusal)
@@ -113,15 +113,15 @@ class _DataPlane:
             if not self.gone:
                 raise
         finally:
-            if watcher is not None:
-                watcher.cancel()
+            # A next request on the same connection may have begun, and be the one to tell.
+            if cork.on_lost == self._left:
+                cork.on_lost = None
 
-    async def _watch(self, task: "asyncio.Task[None] | None") -> None:
-        while (await self.receive())["type"] != "http.disconnect":
-            pass
-        if not self.done and task is not None:
+    def _left(self) -> None:
+        """The connection is gone: called by it, so that no task has to wait for that."""
+        if not self.done and self._task is not None:
             self.gone = True
-            task.cancel()
+            self._task.cancel()
 
     async def _body(self, headers: dict[bytes, bytes]) -> bytes:
         hot = self.runtime.hot

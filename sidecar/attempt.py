@@ -17,7 +17,7 @@ from sidecar.stream import BrokenStream, Relay
 from sidecar.upstream import Reply, UpstreamError
 from sidecar.verdict import Verdict, hints, of_status, quota_resets_in, retry_after
 from sidecar.watchdog import Watchdog
-from sidecar.wire import Send, caller_headers, provider_headers, send_body
+from sidecar.wire import Caller, Send, caller_headers, provider_headers, send_body
 
 if TYPE_CHECKING:
     from sidecar.proxy import Proxy
@@ -63,6 +63,7 @@ class Call:
     began: float
     deadline: float
     send: Send
+    caller: Caller
     debug: bool
     attempts: int = 0
     tried: frozenset[str] = frozenset()
@@ -125,6 +126,7 @@ class Attempt:
         self.sent = False
         self.ttft: float | None = None
         self.relay: Relay | None = None
+        self._out = b""
         self._phase = "connect"
         self._loop = asyncio.get_running_loop()
         self._timer = Watchdog(self._loop, 0.0)
@@ -260,18 +262,18 @@ class Attempt:
         relay = self.relay = Relay(self.call.endpoint.dialect, self.call.payload.model, hide_usage=hide_usage)
         self._until("first token", hot.first_token_timeout_seconds)
         while not relay.seen.ended:
-            chunk = await reply.chunk()
-            out = relay.feed(chunk) if chunk else relay.end()
+            over = await reply.pump(self._take)
+            if over and not relay.seen.ended:
+                self._out += relay.end()
             if relay.seen.token_seen:
                 if not self.call.committed:
                     await self._open_stream(reply)
-                if out:
-                    self._until(_WRITING, hot.caller_write_timeout_seconds)
-                    await self.call.send({"type": "http.response.body", "body": out, "more_body": True})
+                self._until(_WRITING, hot.caller_write_timeout_seconds)
+                out, self._out = self._out, b""
+                await self.call.send(
+                    {"type": "http.response.body", "body": out, "more_body": not relay.seen.ended}
+                )
                 self._until("next chunk", hot.idle_timeout_seconds)
-            if not chunk:
-                break
-        await self.call.send({"type": "http.response.body", "body": b"", "more_body": False})
         # Reading on to the end lets the connection be used again; the answer is whole already.
         await _drain(reply)
         return Ended(
@@ -281,6 +283,26 @@ class Attempt:
             headers=reply.headers,
             usage=relay.estimate(self.call.payload.prompt_estimate),
         )
+
+    def _take(self, data: bytes) -> bool:
+        """Bytes of a stream, straight from the connection; True calls the task.
+
+        Most chunks go on from here: waking the task for each would cost as much again. It is
+        needed for the first token, for the end, and while the caller does not keep up.
+        """
+        relay, caller = self.relay, self.call.caller
+        if relay is None:
+            return True
+        out = relay.feed(data)
+        if not relay.seen.token_seen:
+            return False
+        if relay.seen.ended or not self.call.committed or caller.slow():
+            self._out += out
+            return True
+        if out:
+            caller.chunk(out)
+        self._until("next chunk", self.proxy.fleet.hot.idle_timeout_seconds)
+        return False
 
     async def _open_stream(self, reply: Reply) -> None:
         self._end = self._loop.time() + self.proxy.fleet.hot.stream_total_seconds
@@ -389,7 +411,6 @@ class Attempt:
 async def _drain(reply: Reply) -> None:
     try:
         async with asyncio.timeout(1.0):
-            while await reply.chunk():
-                pass
+            await reply.pump(lambda _data: False)
     except (UpstreamError, TimeoutError):
         return

@@ -17,7 +17,6 @@ from sidecar.model import Api, Backend
 from sidecar.upstream import Upstream, UpstreamError
 from sidecar.wire import ANTHROPIC_VERSION, key_headers
 
-_KEPT_STARTS = 5000
 _OK, _REDIRECT, _UNAUTHORIZED, _FORBIDDEN, _NOT_FOUND, _TOO_MANY, _SERVER_ERROR = (
     200,
     300,
@@ -94,7 +93,6 @@ def digest(backend: Backend) -> str:
 
 def state_of(lane: Lane, now: float) -> dict[str, Any]:
     """A row of backend_health."""
-    starts = lane.starts.stamps(now)
     return {
         "backend_id": lane.backend.id,
         "status": lane.status(now),
@@ -106,7 +104,7 @@ def state_of(lane: Lane, now: float) -> dict[str, Any]:
         "key_digest": digest(lane.backend),
         "ejections": lane.breaker.ejections,
         "ejected_until": lane.breaker.until,
-        "starts": json.dumps([round(at, 3) for at in starts[-_KEPT_STARTS:]]),
+        "starts": json.dumps(lane.starts.tally(now)),
     }
 
 
@@ -122,7 +120,9 @@ def restore(lane: Lane, row: Mapping[str, Any]) -> None:
     lane.breaker.until = row["ejected_until"]
     if row["key_digest"] == digest(lane.backend):
         lane.quarantine = row["quarantine"]
-    lane.starts.restore(json.loads(row["starts"]))
+    # A plain number is one start, as versions before this one wrote them.
+    kept = [entry if isinstance(entry, list) else (entry, 1) for entry in json.loads(row["starts"])]
+    lane.starts.restore((at, count) for at, count in kept)
 
 
 def read_states(db: sqlite3.Connection) -> dict[str, dict[str, Any]]:

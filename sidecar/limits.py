@@ -4,7 +4,9 @@ Nothing here awaits, sleeps or reads a clock, so taking a token is atomic on the
 event loop and every rule can be tested by moving a number.
 """
 
+import math
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -12,6 +14,7 @@ WINDOW_SECONDS = 60.0
 # A provider counts arrivals, we count departures. The difference is the time on the
 # wire, which this margin absorbs; opening a connection is handled by `sent`.
 WIRE_MARGIN_SECONDS = 0.1
+_SLOTS_PER_SECOND = 4
 
 
 class Start:
@@ -30,13 +33,14 @@ class StartWindow:
     place however long that takes, and is counted from when it leaves.
     """
 
-    __slots__ = ("_sent", "_taken", "limit", "period")
+    __slots__ = ("_sent", "_slots", "_taken", "limit", "period")
 
     def __init__(self, limit: int, period: float = WINDOW_SECONDS) -> None:
         self.limit = limit
         self.period = period
         self._sent: deque[Start] = deque()
         self._taken: set[Start] = set()
+        self._slots: deque[list[int]] = deque()
 
     def used(self, now: float) -> int:
         """Starts still inside the window, and those that have not left yet."""
@@ -58,6 +62,7 @@ class StartWindow:
         self._taken.discard(start)
         start.at = now
         self._sent.append(start)
+        self._tally(now, 1)
 
     def give_back(self, start: Start) -> None:
         """The request was never sent."""
@@ -74,14 +79,31 @@ class StartWindow:
             return now + (rounds + 1) * self.period
         return self._sent[index].at + (rounds + 1) * self.period
 
-    def stamps(self, now: float) -> list[float]:
-        """The starts inside the window, for keeping them across a restart."""
-        self.used(now)
-        return [start.at for start in (*self._sent, *self._taken)]
+    def _tally(self, at: float, count: int) -> None:
+        """Count in quarters of a second, each rounded up: forgotten late, never early."""
+        slot = math.ceil(at * _SLOTS_PER_SECOND)
+        if self._slots and self._slots[-1][0] >= slot:
+            self._slots[-1][1] += count
+        else:
+            self._slots.append([slot, count])
 
-    def restore(self, stamps: list[float]) -> None:
+    def tally(self, now: float) -> list[tuple[float, int]]:
+        """The starts inside the window as (seconds epoch, count), for keeping them across a restart.
+
+        Summed up, because it is written several times a second and there may be thousands.
+        """
+        slots, edge = self._slots, (now - self.period) * _SLOTS_PER_SECOND
+        while slots and slots[0][0] <= edge:
+            slots.popleft()
+        out = [(slot / _SLOTS_PER_SECOND, count) for slot, count in slots]
+        return [*out, (now, len(self._taken))] if self._taken else out
+
+    def restore(self, tally: Iterable[tuple[float, int]]) -> None:
         """Take over the starts of an earlier process."""
-        self._sent = deque(Start(at) for at in sorted(stamps))
+        self._sent, self._slots = deque(), deque()
+        for at, count in sorted(tally):
+            self._sent.extend(Start(at) for _ in range(count))
+            self._tally(at, count)
 
 
 class Reservation:

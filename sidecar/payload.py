@@ -14,6 +14,7 @@ from sidecar.model import Backend, Dialect, ModelMapping, Usage
 Fields = dict[str, msgspec.Raw]
 _decode_fields = msgspec.json.Decoder(Fields).decode
 _decode_any = msgspec.json.Decoder().decode
+_decode_text = msgspec.json.Decoder(str).decode
 encode = msgspec.json.Encoder().encode
 _TRUE = msgspec.Raw(b"true")
 _INCLUDE_USAGE = msgspec.Raw(b'{"include_usage":true}')
@@ -43,6 +44,14 @@ def value(raw: msgspec.Raw | bytes | None) -> Any:
     try:
         return _decode_any(bytes(raw))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+def text_of(inside: bytes) -> str | None:
+    """The text whose JSON string has these bytes between its quotes; None when no string has."""
+    try:
+        return _decode_text(b'"%b"' % inside)
+    except (msgspec.DecodeError, UnicodeDecodeError):
         return None
 
 

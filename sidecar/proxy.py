@@ -20,7 +20,7 @@ from sidecar.model import Endpoint
 from sidecar.payload import BadRequest, parse
 from sidecar.records import Ledger
 from sidecar.upstream import Upstream
-from sidecar.wire import Send, caller_headers
+from sidecar.wire import Caller, Send, caller_headers
 
 log = structlog.get_logger("sidecar.proxy")
 
@@ -56,6 +56,7 @@ class Proxy:
         query_string: bytes,
         request_id: str,
         call_send: Send,
+        caller: Caller,
         body: bytes,
     ) -> None:
         """Answer one request whose body is here. Raises Refusal for what we answer ourselves."""
@@ -76,6 +77,7 @@ class Proxy:
             began=now,
             deadline=now + self.fleet.hot.request_timeout_seconds,
             send=call_send,
+            caller=caller,
             debug=headers.get(b"x-sidecar-debug", b"") not in (b"", b"0"),
         )
         status = 499

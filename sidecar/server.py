@@ -77,8 +77,21 @@ class GuardedProtocol(HttpToolsProtocol):
         self._in_head = True
         super().on_message_complete()
 
+    def pause_writing(self) -> None:
+        """The caller does not keep up."""
+        self._cork.paused = True
+        super().pause_writing()
+
+    def resume_writing(self) -> None:
+        """The caller has caught up."""
+        self._cork.paused = False
+        super().resume_writing()
+
     def connection_lost(self, exc: Exception | None) -> None:
-        """Nothing is left to cut."""
+        """Nothing is left to cut, and whoever works for this caller may stop."""
+        on_lost, self._cork.on_lost = self._cork.on_lost, None
+        if on_lost is not None:
+            on_lost()
         if self._cut is not None:
             self._cut.cancel()
             self._cut = None

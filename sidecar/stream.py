@@ -10,7 +10,17 @@ from dataclasses import dataclass
 import msgspec
 
 from sidecar.model import Dialect, Usage
-from sidecar.payload import BYTES_PER_TOKEN, Fields, encode, error_text, fields_of, is_error, usage_of, value
+from sidecar.payload import (
+    BYTES_PER_TOKEN,
+    Fields,
+    encode,
+    error_text,
+    fields_of,
+    is_error,
+    text_of,
+    usage_of,
+    value,
+)
 
 MAX_EVENT_BYTES = 8 * 2**20
 _EVENT_END = re.compile(rb"\r\n(?:\r\n|\n|\r)|\n(?:\r\n|\n|\r)|\r\r")
@@ -19,6 +29,9 @@ _DONE = b"[DONE]"
 _RESPONSES_END = {"response.completed", "response.incomplete", "response.failed"}
 _RESPONSES_PRELUDE = {"response.created", "response.in_progress", "response.queued"}
 _MESSAGES_PRELUDE = {"message_start", "ping"}
+_STRING = re.compile(rb'\s*:\s*"((?:[^"\\]|\\.)*)"')
+_PROBE = "probe"
+_PATIENCE = 8
 
 
 class BrokenStream(ValueError):  # noqa: N818 - classified as a backend failure
@@ -36,6 +49,66 @@ class Progress:
     sequence: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class _Said:
+    """Where an event that says one piece of text, and nothing else of interest, says it."""
+
+    path: tuple[str | int, ...]
+
+
+class _Mould:
+    """An event apart from its one piece of text: the next that fits needs no parsing.
+
+    A provider's events differ in the text alone. Whatever is a JSON string's inside between the
+    same bytes means the same but for that text, so it is enough to read that string.
+    """
+
+    __slots__ = ("_head", "_least", "_out_head", "_out_tail", "_same", "_tail")
+
+    def __init__(self, cast: tuple[bytes, bytes], out: tuple[bytes, bytes]) -> None:
+        self._head, self._tail = cast
+        self._out_head, self._out_tail = out
+        self._same = cast == out
+        self._least = len(self._head) + len(self._tail)
+
+    def fill(self, event: bytes) -> tuple[bytes, int] | None:
+        """What goes to the caller and the size of its text; None when the event does not fit."""
+        head, tail = self._head, self._tail
+        if not event.startswith(head) or not event.endswith(tail) or len(event) < self._least:
+            return None
+        inside = event[len(head) : -len(tail)]
+        text = text_of(inside)
+        if text is None:
+            return None
+        size = len(text) if text.isascii() else len(text.encode())
+        return (event if self._same else self._out_head + inside + self._out_tail), size
+
+
+def _mould(event: bytes, out: bytes, said: _Said) -> _Mould | None:
+    """A mould from an event and what became of it, if its text can be told from the rest for sure."""
+    cast, shown = _around(event, said.path), _around(out, said.path)
+    return _Mould(cast, shown) if cast is not None and shown is not None else None
+
+
+def _around(event: bytes, path: tuple[str | int, ...]) -> tuple[bytes, bytes] | None:
+    """The bytes before and after the string at a path. Another text is put there to see that nothing else changes."""
+    name = encode(path[-1])
+    at = event.find(name)
+    found = _STRING.match(event, at + len(name)) if at >= 0 and b"\r" not in event else None
+    if found is None:
+        return None
+    head, tail = event[: found.start(1)], event[found.end(1) :]
+    before, after = value(_parse(event)[0]), value(_parse(head + _PROBE.encode() + tail)[0])
+    try:
+        holder = before
+        for step in path[:-1]:
+            holder = holder[step]
+        holder[path[-1]] = _PROBE
+    except (TypeError, KeyError, IndexError):
+        return None
+    return (head, tail) if before == after else None
+
+
 class Relay:
     """Rewrites one stream; `feed` gives what may go to the caller now."""
 
@@ -48,9 +121,16 @@ class Relay:
         self._rest = b""
         self._held: list[bytes] = []
         self._finished: dict[int, bool] = {}
+        self._mould: _Mould | None = None
+        self._said: _Said | None = None
+        self._patience = _PATIENCE
 
     def feed(self, chunk: bytes) -> bytes:
         """Take bytes from the backend. Raises BrokenStream for an error event or rubbish."""
+        if self._mould is not None and not self._rest:
+            filled = self._fill(self._mould, chunk)
+            if filled is not None:
+                return filled
         data = self._rest + chunk if self._rest else chunk
         events, self._rest = _split(data)
         if len(self._rest) > MAX_EVENT_BYTES:
@@ -94,7 +174,28 @@ class Relay:
 
     # -- one event ------------------------------------------------------------------
 
+    def _fill(self, mould: _Mould, event: bytes) -> bytes | None:
+        filled = mould.fill(event)
+        if filled is None:
+            return None
+        self._patience = _PATIENCE
+        self.seen.text_bytes += filled[1]
+        return filled[0]
+
     def _event(self, event: bytes) -> bytes:
+        if self._mould is not None:
+            filled = self._fill(self._mould, event)
+            if filled is not None:
+                return filled
+        self._said = None
+        out = self._read(event)
+        # Learning from an event costs as much as reading three: not for ever, where no two are alike.
+        if self._said is not None and out and self._patience:
+            self._patience -= 1
+            self._mould = _mould(event, out, self._said)
+        return out
+
+    def _read(self, event: bytes) -> bytes:
         if event.startswith(b"data: ") and event.endswith(b"\n\n") and event.find(b"\n") == len(event) - 2:
             data, prefix = event[6:-2], b""
         else:
@@ -151,6 +252,8 @@ class Relay:
                 changed = True
         if not empty:
             self._deltas(raw_choices)
+            if raw_usage is not None and bytes(raw_usage) != b"null":
+                self._said = None
         return changed
 
     def _deltas(self, raw_choices: bytes) -> None:
@@ -164,12 +267,24 @@ class Relay:
             self._finished[index] = self._finished.get(index, False) or bool(choice.get("finish_reason"))
             delta = choice.get("delta")
             if isinstance(delta, dict):
-                sent = sum(_size(part) for name, part in delta.items() if name != "role" and part)
+                parts = {name: part for name, part in delta.items() if name != "role" and part}
+                path: tuple[str | int, ...] = ("choices", 0, "delta")
             else:
-                sent = _size(choice.get("text"))
+                text = choice.get("text")
+                parts, path = ({"text": text} if text else {}), ("choices", 0)
+            sent = sum(map(_size, parts.values()))
             self.seen.text_bytes += sent
             if sent or choice.get("finish_reason"):
                 self.seen.token_seen = True
+            if len(found) == 1 and not choice.get("finish_reason"):
+                self._note(path, parts)
+
+    def _note(self, path: tuple[str | int, ...], parts: dict[str, object]) -> None:
+        """Remember where the event's text stands, if it says nothing but one."""
+        if len(parts) == 1:
+            name, part = next(iter(parts.items()))
+            if isinstance(part, str):
+                self._said = _Said((*path, name))
 
     def _messages(self, fields: Fields) -> bool:
         kind = value(fields.get("type"))
@@ -183,7 +298,9 @@ class Relay:
         elif kind == "content_block_delta":
             delta = value(fields.get("delta"))
             if isinstance(delta, dict):
-                self.seen.text_bytes += sum(_size(part) for name, part in delta.items() if name != "type")
+                parts = {name: part for name, part in delta.items() if name != "type" and part}
+                self.seen.text_bytes += sum(map(_size, parts.values()))
+                self._note(("delta",), parts)
         elif kind == "message_delta":
             self._merge(usage_of(value(fields.get("usage"))))
             delta = value(fields.get("delta"))

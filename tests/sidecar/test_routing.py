@@ -28,7 +28,8 @@ def one(name: str, **fields: Any) -> Backend:
 
 def spend(fleet: Fleet, name: str) -> None:
     """Use up one start of a backend."""
-    fleet.lanes[name].starts.restore([*fleet.lanes[name].starts.stamps(fleet.clock.now()), fleet.clock.now()])
+    now = fleet.clock.now()
+    fleet.lanes[name].starts.restore([*fleet.lanes[name].starts.tally(now), (now, 1)])
 
 
 def order(fleet: Fleet, query: Query = GPT) -> list[str]:
