@@ -2,7 +2,7 @@
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from urllib.parse import urlsplit
 
 import structlog
@@ -19,6 +19,7 @@ from sidecar.wire import Cork, Header, Message, Receive, Scope, Send, send_body
 
 log = structlog.get_logger("sidecar.app")
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
+_ID_BYTES = 8
 _SECURITY: tuple[Header, ...] = ((b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store"))
 
 
@@ -77,7 +78,7 @@ class _DataPlane:
         self._send = send
         self._cork: Cork = scope["sidecar.cork"]
         self._task: asyncio.Task[None] | None = None
-        self.request_id = "req_" + secrets.token_hex(8)
+        self.request_id = _new_id()
         self.done = False
         self.begun = False
         self.gone = False
@@ -129,7 +130,13 @@ class _DataPlane:
         declared = headers.get(b"content-length", b"")
         if declared.isdigit() and int(declared) > limit:
             raise _too_large(limit)
-        message = await self._receive_within(hot.body_timeout_seconds)
+        if self._cork.whole:
+            # It has all come together, as nearly always: nothing is waited for, so nothing is timed.
+            message = await self.receive()
+            if message["type"] == "http.disconnect":
+                raise CallerLeft
+        else:
+            message = await self._receive_within(hot.body_timeout_seconds)
         body: bytes = message.get("body", b"")
         if len(body) > limit:
             raise _too_large(limit)
@@ -167,6 +174,17 @@ class _DataPlane:
         if wait is not None:
             headers.append((b"retry-after", b"%d" % wait))
         await send_body(self.send, refusal.status, shown, headers)
+
+
+def _ids() -> Iterator[str]:
+    while True:
+        random = secrets.token_bytes(_ID_BYTES * 256)
+        for at in range(0, len(random), _ID_BYTES):
+            yield "req_" + random[at : at + _ID_BYTES].hex()
+
+
+# Asking the kernel for random bytes each time would cost more than the rest of an id.
+_new_id = _ids().__next__
 
 
 def _joined(raw: list[Header]) -> dict[bytes, bytes]:

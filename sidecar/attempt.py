@@ -128,7 +128,7 @@ class Attempt:
         self.relay: Relay | None = None
         self._out = b""
         self._phase = "connect"
-        self._loop = asyncio.get_running_loop()
+        self._loop = proxy.loop
         self._timer = Watchdog(self._loop, 0.0)
         self._end = 0.0
 
@@ -164,7 +164,7 @@ class Attempt:
         body, asks = self.call.payload.for_backend(self.backend, self.call.endpoint.dialect)
         reply: Reply | None = None
         try:
-            self._timer = Watchdog(loop, min(self._end, loop.time() + hot.connect_timeout_seconds))
+            self._timer.set(min(self._end, loop.time() + hot.connect_timeout_seconds))
             with self._timer:
                 reply = await self.proxy.upstream.send(
                     self._url(), provider_headers(self.call.headers, self.backend), body, self._left

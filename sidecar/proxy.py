@@ -4,10 +4,9 @@ Until a byte has gone to the caller, changing the backend is free; after it, a f
 made explicit by an error event and a connection that ends without its terminator.
 """
 
+import asyncio
 from dataclasses import dataclass
 from typing import Protocol
-
-import structlog
 
 from sidecar import attempt as attempts
 from sidecar.access import Access
@@ -16,14 +15,12 @@ from sidecar.clock import Clock
 from sidecar.errors import Refusal
 from sidecar.fleet import Fleet, NoBackend, NoRoom
 from sidecar.lane import Query
+from sidecar.logs import AccessLog
 from sidecar.model import Endpoint
 from sidecar.payload import BadRequest, parse
 from sidecar.records import Ledger
 from sidecar.upstream import Upstream
 from sidecar.wire import Caller, Send, caller_headers
-
-log = structlog.get_logger("sidecar.proxy")
-
 
 class Meter(Protocol):
     """What the data plane tells the metrics."""
@@ -48,6 +45,8 @@ class Proxy:
     clock: Clock
     meter: Meter
     journal: attempts.Journal
+    lines: AccessLog
+    loop: asyncio.AbstractEventLoop
 
     async def handle(
         self,
@@ -174,8 +173,8 @@ class Proxy:
         seconds = self.clock.now() - call.began
         self.meter.request(call, status, seconds)
         if self.fleet.hot.access_log:
-            log.info(
-                "request",
+            self.lines.note(
+                at=call.began + seconds,
                 request_id=call.request_id,
                 path=call.endpoint.path,
                 model=call.payload.model,

@@ -15,6 +15,7 @@ from sidecar.clock import Clock, SystemClock
 from sidecar.fleet import Fleet
 from sidecar.keys import Keyring, KeyringError
 from sidecar.lane import Lane
+from sidecar.logs import AccessLog
 from sidecar.metrics import Metrics
 from sidecar.model import Backend
 from sidecar.proxy import Proxy
@@ -43,6 +44,7 @@ class Runtime:
         self.ledger = Ledger()
         self.access = Access(open=settings.loopback_only or settings.allow_open)
         self.upstream: AiohttpUpstream | None = None
+        self.lines = AccessLog()
         self.metrics = Metrics(self.fleet, self.started_at, self.store.sizes)
         self.file = BackendsFile(settings.backends_file, os.environ, settings.private_networks)
         self.stored: list[Backend] = []
@@ -126,7 +128,10 @@ class Runtime:
         """The data plane."""
         if self.upstream is None:
             raise RuntimeError("start() opens the upstream client first")
-        return Proxy(self.fleet, self.upstream, self.ledger, self.access, self.clock, self.metrics, self)
+        return Proxy(
+            self.fleet, self.upstream, self.ledger, self.access, self.clock, self.metrics, self, self.lines,
+            asyncio.get_running_loop(),
+        )  # fmt: skip
 
     # -- the journal of the data plane ---------------------------------------------------------
 
@@ -269,6 +274,7 @@ class Runtime:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self.fleet.close()
+        self.lines.write()
         await self.flush()
         if self.upstream is not None:
             await self.upstream.close()

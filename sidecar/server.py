@@ -66,6 +66,7 @@ class GuardedProtocol(HttpToolsProtocol):
         """The head is there: stop its clock."""
         self.scope["sidecar.cork"] = self._cork  # type: ignore[typeddict-unknown-key]
         self._in_head = False
+        self._cork.whole = False
         self._head_bytes = 0
         if self._cut is not None:
             self._cut.cancel()
@@ -75,6 +76,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """The next bytes begin another head."""
         self._in_head = True
+        self._cork.whole = True
         super().on_message_complete()
 
     def pause_writing(self) -> None:

@@ -66,6 +66,7 @@ class Caller(Protocol):
     """A caller's connection, as far as ASGI does not show it."""
 
     on_lost: Callable[[], None] | None
+    whole: bool
 
     def chunk(self, data: bytes) -> None:
         """Write a part of an answer whose headers have been sent without a length."""
@@ -83,13 +84,14 @@ class Cork:
     It is also where the data plane meets the caller's connection itself (see Caller).
     """
 
-    __slots__ = ("_held", "_transport", "hold", "is_closing", "on_lost", "paused")
+    __slots__ = ("_held", "_transport", "hold", "is_closing", "on_lost", "paused", "whole")
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
         self._held = b""
         self.hold = False
         self.paused = False
+        self.whole = False
         self.on_lost: Callable[[], None] | None = None
         self.is_closing = transport.is_closing
 
