@@ -22,6 +22,7 @@ from sidecar.records import Ledger
 from sidecar.upstream import Upstream
 from sidecar.wire import Caller, Send, caller_headers
 
+
 class Meter(Protocol):
     """What the data plane tells the metrics."""
 

@@ -32,6 +32,7 @@ _MESSAGES_PRELUDE = {"message_start", "ping"}
 _STRING = re.compile(rb'\s*:\s*"((?:[^"\\]|\\.)*)"')
 _PROBE = "probe"
 _PATIENCE = 8
+_Path = tuple[str | int, ...]
 
 
 class BrokenStream(ValueError):  # noqa: N818 - classified as a backend failure
@@ -47,13 +48,6 @@ class Progress:
     usage: Usage | None = None
     text_bytes: int = 0
     sequence: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class _Said:
-    """Where an event that says one piece of text, and nothing else of interest, says it."""
-
-    path: tuple[str | int, ...]
 
 
 class _Mould:
@@ -84,13 +78,7 @@ class _Mould:
         return (event if self._same else self._out_head + inside + self._out_tail), size
 
 
-def _mould(event: bytes, out: bytes, said: _Said) -> _Mould | None:
-    """A mould from an event and what became of it, if its text can be told from the rest for sure."""
-    cast, shown = _around(event, said.path), _around(out, said.path)
-    return _Mould(cast, shown) if cast is not None and shown is not None else None
-
-
-def _around(event: bytes, path: tuple[str | int, ...]) -> tuple[bytes, bytes] | None:
+def _around(event: bytes, path: _Path) -> tuple[bytes, bytes] | None:
     """The bytes before and after the string at a path. Another text is put there to see that nothing else changes."""
     name = encode(path[-1])
     at = event.find(name)
@@ -122,7 +110,7 @@ class Relay:
         self._held: list[bytes] = []
         self._finished: dict[int, bool] = {}
         self._mould: _Mould | None = None
-        self._said: _Said | None = None
+        self._said: _Path | None = None
         self._patience = _PATIENCE
 
     def feed(self, chunk: bytes) -> bytes:
@@ -189,11 +177,17 @@ class Relay:
                 return filled
         self._said = None
         out = self._read(event)
-        # Learning from an event costs as much as reading three: not for ever, where no two are alike.
-        if self._said is not None and out and self._patience:
-            self._patience -= 1
-            self._mould = _mould(event, out, self._said)
+        if out and self._patience:
+            self._learn(event, out)
         return out
+
+    def _learn(self, event: bytes, out: bytes) -> None:
+        """Expect more like this one. It costs as much as reading three, so not for ever where no two are alike."""
+        if self._said is None:
+            return
+        self._patience -= 1
+        cast, shown = _around(event, self._said), _around(out, self._said)
+        self._mould = _Mould(cast, shown) if cast is not None and shown is not None else None
 
     def _read(self, event: bytes) -> bytes:
         if event.startswith(b"data: ") and event.endswith(b"\n\n") and event.find(b"\n") == len(event) - 2:
@@ -268,7 +262,7 @@ class Relay:
             delta = choice.get("delta")
             if isinstance(delta, dict):
                 parts = {name: part for name, part in delta.items() if name != "role" and part}
-                path: tuple[str | int, ...] = ("choices", 0, "delta")
+                path: _Path = ("choices", 0, "delta")
             else:
                 text = choice.get("text")
                 parts, path = ({"text": text} if text else {}), ("choices", 0)
@@ -279,12 +273,12 @@ class Relay:
             if len(found) == 1 and not choice.get("finish_reason"):
                 self._note(path, parts)
 
-    def _note(self, path: tuple[str | int, ...], parts: dict[str, object]) -> None:
+    def _note(self, path: _Path, parts: dict[str, object]) -> None:
         """Remember where the event's text stands, if it says nothing but one."""
         if len(parts) == 1:
             name, part = next(iter(parts.items()))
             if isinstance(part, str):
-                self._said = _Said((*path, name))
+                self._said = (*path, name)
 
     def _messages(self, fields: Fields) -> bool:
         kind = value(fields.get("type"))

@@ -214,6 +214,10 @@ class Exchange(asyncio.Protocol):
         if waiter is not None and not waiter.done():
             waiter.set_result(over)
 
+    def _wake_at_end(self) -> None:
+        if self.complete:
+            self._wake(over=True)
+
     def _fail(self, error: Exception) -> None:
         """End what is under way; the connection is of no further use."""
         self.should_close = True
@@ -259,15 +263,15 @@ class Exchange(asyncio.Protocol):
             self._fail(UpstreamError("the headers of the answer are too long", sent=True))
         elif self._parts:
             self._hand_over()
-        elif self.complete:
-            self._wake(over=True)
+        else:
+            self._wake_at_end()
 
     def _hand_over(self) -> None:
         take = self._take
         if take is None:
             # Nobody streams: a reader waits for the end, or will come for it.
             if self.complete:
-                self._wake(over=True)
+                self._wake_at_end()
             elif self._limit is not None:
                 if self._size > self._limit:
                     self._fail(_too_long(self._limit))
@@ -285,8 +289,8 @@ class Exchange(asyncio.Protocol):
         if enough:
             self._take = None
             self._wake(over=False)
-        elif self.complete:
-            self._wake(over=True)
+        else:
+            self._wake_at_end()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The end of the connection is the end of a body only where nothing else marks it."""
@@ -311,7 +315,7 @@ class Exchange(asyncio.Protocol):
         except UpstreamError as error:
             self._fail(error)
             return
-        self._wake(over=True)
+        self._wake_at_end()
 
     # -- from httptools ------------------------------------------------------------------------
 
@@ -340,7 +344,9 @@ class Exchange(asyncio.Protocol):
         if packed in _PACKED:
             self._unpack = zlib.decompressobj(_GZIP_OR_ZLIB)
         elif packed not in _PLAIN:
-            raise UpstreamError(f"the answer is encoded as {packed[:40]!r}, which was not asked for", sent=True)
+            raise UpstreamError(
+                f"the answer is encoded as {packed[:40]!r}, which was not asked for", sent=True
+            )
         self._wake(over=False)
 
     def on_body(self, body: bytes) -> None:
@@ -395,7 +401,7 @@ class _Pool(aiohttp.TCPConnector):
 
     def __init__(self, loop: asyncio.AbstractEventLoop, **options: Any) -> None:
         super().__init__(**options)
-        self._factory = functools.partial(Exchange, loop)  # type: ignore[assignment]
+        self._factory = functools.partial(Exchange, loop)  # type: ignore[arg-type]
 
     def in_use(self) -> int:
         """Connections in use now; aiohttp offers no public count."""

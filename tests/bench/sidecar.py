@@ -1,18 +1,30 @@
-"""What the sidecar costs: CPU per request, added latency and memory, beside a direct call and a peer.
+"""What the sidecar costs: CPU per request, added latency and memory, beside a direct call and peers.
 
-    python tests/bench/sidecar.py [--quick] [--peer portkey|litellm|none]
+    python -m tests.bench sidecar [--quick] [--peer portkey|litellm|none]... [--clients]
 
 Everything runs on loopback in one go: a provider that answers after 20 ms (1.2 KB, or a stream
-of 60 chunks), the sidecar, and the peer gateway in an environment of its own (npm for Portkey,
-pip for LiteLLM), each as its own process. CPU is what the gateway's process tree used, from
-/proc; latency is the median seen by the load's raw sockets, so that no client library is measured.
+of 60 chunks, one every 4 ms), the sidecar, and the peer gateways, each in an environment of its
+own (npm for Portkey, pip for LiteLLM) and as its own process. All take turns in every round, so
+that what else the machine does meets them alike.
+
+Two kinds of load, from raw sockets, so that no client library is measured:
+
+- flat out: every connection asks again as soon as it is answered. CPU is what the gateway's
+  process tree used, from /proc, the best of the rounds. Latency says little here: all connections
+  wait for the same provider, come back together and stand in line, at the load's own process too.
+- offered: the same number of requests a second for everybody, at random moments. This is where
+  latency is taken: its median, and how much more that is than the direct call's in the same rounds.
+
+`--clients` measures the upstream clients the sidecar could use instead.
 """
 
 import argparse
 import asyncio
 import contextlib
 import json
+import math
 import os
+import random
 import signal
 import socket
 import statistics
@@ -21,17 +33,48 @@ import sys
 import tempfile
 import time
 import venv
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+
+import uvloop
 
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = Path(os.environ.get("SIDECAR_BENCH_CACHE") or ROOT / ".cache" / "bench")
 TICKS = os.sysconf("SC_CLK_TCK")
 CHUNKS = 60
+CHUNK_SECONDS = 0.004
 DELAY_SECONDS = 0.02
 CONNECTIONS = (16, 64, 256)
+# Requests a second: what a busy house of agents sends, and what one core of any peer might still bear.
+OFFERED = {
+    (False, 16): 80,
+    (False, 64): 160,
+    (False, 256): 320,
+    (True, 16): 16,
+    (True, 64): 32,
+    (True, 256): 64,
+}
+WARM_SECONDS = 0.5
 TEXT = "x" * 900
+# Streams fail with newer ones: https://github.com/Portkey-AI/gateway/issues/1389
+PORTKEY = {
+    "private": True,
+    "dependencies": {"@portkey-ai/gateway": "1.15.2"},
+    "overrides": {"@hono/node-server": "1.14.1"},
+}
+CLIENTS = ("ours", "aiohttp", "httpx-aiohttp", "httpx")
+
+
+def stream_event(number: int) -> bytes:
+    """One chunk of the provider's stream, as HTTP frames it."""
+    last = number == CHUNKS - 1
+    event = {
+        "id": "c", "object": "chat.completion.chunk", "created": 1, "model": "native",
+        "choices": [{"index": 0, "delta": {} if last else {"content": f"word{number} "}, "finish_reason": "stop" if last else None}],
+    }  # fmt: skip
+    data = b"data: " + json.dumps(event).encode() + b"\n\n" + (b"data: [DONE]\n\n" if last else b"")
+    return b"%x\r\n%b\r\n" % (len(data), data) + (b"0\r\n\r\n" if last else b"")
 
 
 class Provider(asyncio.Protocol):
@@ -48,6 +91,7 @@ class Provider(asyncio.Protocol):
         len(body),
         body,
     )
+    events = tuple(stream_event(number) for number in range(CHUNKS))
     head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -74,21 +118,16 @@ class Provider(asyncio.Protocol):
             self.transport.write(self.whole)
             return
         self.transport.write(self.head)
-        self.step(0)
+        self.step(0, asyncio.get_running_loop().time())
 
-    def step(self, number: int) -> None:
-        """Chunks leave one by one, as tokens do."""
+    def step(self, number: int, at: float) -> None:
+        """Chunks leave one by one, as tokens do, and on time whatever became of the last one."""
         if self.transport.is_closing():
             return
-        last = number == CHUNKS - 1
-        event = {
-            "id": "c", "object": "chat.completion.chunk", "created": 1, "model": "native",
-            "choices": [{"index": 0, "delta": {} if last else {"content": "word "}, "finish_reason": "stop" if last else None}],
-        }  # fmt: skip
-        data = b"data: " + json.dumps(event).encode() + b"\n\n" + (b"data: [DONE]\n\n" if last else b"")
-        self.transport.write(b"%x\r\n%b\r\n" % (len(data), data) + (b"0\r\n\r\n" if last else b""))
-        if not last:
-            asyncio.get_running_loop().call_later(0.004, self.step, number + 1)
+        self.transport.write(self.events[number])
+        if number + 1 < CHUNKS:
+            at += CHUNK_SECONDS
+            asyncio.get_running_loop().call_at(at, self.step, number + 1, at)
 
 
 async def provide() -> None:
@@ -111,12 +150,14 @@ class Target:
 
 @dataclass
 class Row:
-    """One measurement: milliseconds, except memory in MB."""
+    """What was seen of one target under one load. Seconds and MB."""
 
-    cpu: float
-    median: float
-    rate: float
-    memory: float
+    cpu: list[float] = field(default_factory=list)
+    rate: list[float] = field(default_factory=list)
+    closed: list[float] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)
+    firsts: list[float] = field(default_factory=list)
+    memory: float = 0.0
 
 
 def tree(pid: int) -> list[int]:
@@ -128,9 +169,11 @@ def tree(pid: int) -> list[int]:
     return found
 
 
-def cpu_seconds(pid: int) -> float:
+def cpu_seconds(pid: int | None) -> float:
     """User and system time of a process tree."""
     total = 0
+    if pid is None:
+        return 0.0
     for one in tree(pid):
         with contextlib.suppress(OSError):
             fields = Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()
@@ -138,61 +181,119 @@ def cpu_seconds(pid: int) -> float:
     return total / TICKS
 
 
-def memory_mb(pid: int) -> float:
+def memory_mb(pid: int | None) -> float:
     """Resident memory of a process tree."""
     total = 0
+    if pid is None:
+        return 0.0
     for one in tree(pid):
         with contextlib.suppress(OSError):
             total += int(Path(f"/proc/{one}/statm").read_text().split()[1])
     return total * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
-async def caller(target: Target, *, streaming: bool, until: float, times: list[float]) -> None:
-    """One connection, one request after the other."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", target.port)
-    body = json.dumps(
-        {"model": "gpt", "stream": streaming, "messages": [{"role": "user", "content": "hello"}]}
-    ).encode()
-    extra = "".join(f"{name}: {value}\r\n" for name, value in target.headers.items())
-    head = f"POST {target.path} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n{extra}"
-    request = head.encode() + b"content-length: %d\r\n\r\n%b" % (len(body), body)
-    while time.perf_counter() < until:
+class Line(asyncio.Protocol):
+    """One connection of the load: a request, its whole answer, the next request."""
+
+    def __init__(self, target: Target, *, streaming: bool) -> None:
+        body = json.dumps(
+            {"model": "gpt", "stream": streaming, "messages": [{"role": "user", "content": "hello"}]}
+        ).encode()
+        extra = "".join(f"{name}: {value}\r\n" for name, value in target.headers.items())
+        head = f"POST {target.path} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n{extra}"
+        self.request = head.encode() + b"content-length: %d\r\n\r\n%b" % (len(body), body)
+        self.name = target.name
+        self.streaming = streaming
+        self.data = bytearray()
+        self.done: asyncio.Future[None] | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self.transport = transport
+
+    async def ask(self) -> tuple[float, float]:
+        """Seconds to the first byte of the body and to its last."""
+        self.data.clear()
+        self.need = self.first = 0.0
+        self.done = asyncio.get_running_loop().create_future()
         began = time.perf_counter()
-        writer.write(request)
-        answer = await reader.readuntil(b"\r\n\r\n")
-        if b" 200 " not in answer[:20]:
-            rest = await reader.read(500)
-            raise RuntimeError(f"{target.name} answered {answer[:60]!r} {rest!r}")
-        lower = answer.lower()
-        if b"transfer-encoding: chunked" in lower:
-            await read_chunks(reader)
-        else:
-            length = int(lower.partition(b"content-length:")[2].partition(b"\r\n")[0])
-            await reader.readexactly(length)
-        times.append(time.perf_counter() - began)
-    writer.close()
+        self.transport.write(self.request)
+        await self.done
+        return self.first - began, time.perf_counter() - began
+
+    def data_received(self, data: bytes) -> None:
+        self.data += data
+        if not self.need:
+            self._head()
+        if not self.first and len(self.data) > self.body:
+            self.first = time.perf_counter()
+        chunked = self.need == math.inf
+        if self.done is None or self.done.done():
+            return
+        if (chunked and self.data.endswith(b"0\r\n\r\n")) or (
+            not chunked and len(self.data) >= self.need > 0
+        ):
+            if self.streaming and self.data.count(b'"content"') < CHUNKS - 1:
+                self.done.set_exception(RuntimeError(f"{self.name} cut a stream short"))
+            else:
+                self.done.set_result(None)
+
+    def _head(self) -> None:
+        end = self.data.find(b"\r\n\r\n")
+        self.body = end + 4 if end >= 0 else sys.maxsize
+        if end < 0:
+            return
+        head = bytes(self.data[:end]).lower()
+        if b" 200 " not in head[:20] and self.done is not None and not self.done.done():
+            self.done.set_exception(RuntimeError(f"{self.name} answered {bytes(self.data[:600])!r}"))
+        length = head.partition(b"content-length:")[2].partition(b"\r\n")[0]
+        self.need = math.inf if b"transfer-encoding: chunked" in head else self.body + int(length or 0)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self.done is not None and not self.done.done():
+            self.done.set_exception(RuntimeError(f"{self.name} closed the connection ({exc})"))
 
 
-async def read_chunks(reader: asyncio.StreamReader) -> None:
-    """To the end of a chunked body."""
-    while size := int((await reader.readuntil(b"\r\n"))[:-2], 16):
-        await reader.readexactly(size + 2)
-    await reader.readexactly(2)
+async def load(
+    target: Target, *, streaming: bool, connections: int, seconds: float, offered: float = 0.0
+) -> list[tuple[float, float]]:
+    """Ask for some seconds, flat out or so many times a second; what `Line.ask` gave, of each."""
+    loop = asyncio.get_running_loop()
+    seen: list[tuple[float, float]] = []
+    until = time.perf_counter() + seconds
+    chance = random.Random(connections)
+
+    async def one(line: Line) -> None:
+        mean = connections / offered if offered else 0.0
+        at = time.perf_counter() + (chance.expovariate(1 / mean) if offered else 0.0)
+        while at < until and (now := time.perf_counter()) < until:
+            if at > now:
+                await asyncio.sleep(at - now)
+            seen.append(await line.ask())
+            at += chance.expovariate(1 / mean) if offered else 0.0
+        line.transport.close()
+
+    lines = [
+        (await loop.create_connection(lambda: Line(target, streaming=streaming), "127.0.0.1", target.port))[1]
+        for _ in range(connections)
+    ]
+    await asyncio.gather(*(one(line) for line in lines))
+    return seen
 
 
-async def measure(target: Target, *, streaming: bool, connections: int, seconds: float) -> Row:
-    """Warm up, then load for some seconds."""
-    for warm in (True, False):
-        times: list[float] = []
-        began, cpu = time.perf_counter(), cpu_seconds(target.pid) if target.pid else 0.0
-        until = began + (0.5 if warm else seconds)
-        await asyncio.gather(
-            *(caller(target, streaming=streaming, until=until, times=times) for _ in range(connections))
-        )
-    used = (cpu_seconds(target.pid) - cpu) if target.pid else 0.0
-    took = time.perf_counter() - began
-    memory = memory_mb(target.pid) if target.pid else 0.0
-    return Row(used / len(times) * 1000, statistics.median(times) * 1000, len(times) / took, memory)
+async def measure(row: Row, target: Target, *, streaming: bool, connections: int, seconds: float) -> None:
+    """One round of both loads, each after a warm-up."""
+    await load(target, streaming=streaming, connections=connections, seconds=WARM_SECONDS)
+    began, cpu = time.perf_counter(), cpu_seconds(target.pid)
+    seen = await load(target, streaming=streaming, connections=connections, seconds=seconds)
+    row.cpu.append((cpu_seconds(target.pid) - cpu) / len(seen))
+    row.rate.append(len(seen) / (time.perf_counter() - began))
+    row.closed += [whole for _, whole in seen]
+    offered = OFFERED[streaming, connections]
+    await asyncio.sleep(0.2)
+    calm = await load(target, streaming=streaming, connections=connections, seconds=seconds, offered=offered)
+    row.firsts += [first for first, _ in calm]
+    row.times += [whole for _, whole in calm]
+    row.memory = max(row.memory, memory_mb(target.pid))
 
 
 def wait_port(port: int, process: subprocess.Popen[bytes], seconds: float = 120) -> None:
@@ -257,9 +358,12 @@ def portkey(provider: int, folder: Path) -> Iterator[Target]:
     """Portkey's gateway from npm."""
     home = CACHE / "portkey"
     package = home / "node_modules" / "@portkey-ai" / "gateway"
-    if not package.exists():
+    wanted = json.dumps(PORTKEY)
+    if not package.exists() or (home / "package.json").read_text() != wanted:
         home.mkdir(parents=True, exist_ok=True)
-        subprocess.run(["npm", "install", "--silent", "@portkey-ai/gateway"], cwd=home, check=True)
+        (home / "package-lock.json").unlink(missing_ok=True)
+        (home / "package.json").write_text(wanted)
+        subprocess.run(["npm", "install", "--silent"], cwd=home, check=True)
     port = free_port()
     started = package / "build" / "start-server.js"
     with (
@@ -318,74 +422,259 @@ def litellm(provider: int, folder: Path) -> Iterator[Target]:
 PEERS = {"portkey": portkey, "litellm": litellm}
 
 
-def table(rows: dict[tuple[str, bool, int], Row], names: list[str]) -> str:
+def middle(seconds: list[float]) -> float:
+    """The median in milliseconds."""
+    return statistics.median(seconds) * 1000 if seconds else math.nan
+
+
+Rows = dict[tuple[str, bool, int], Row]
+
+
+def table(rows: Rows, names: list[str]) -> str:
     """The result, with ratios to the sidecar."""
     lines = [
-        f"{'':10} {'mode':7} {'conns':>5} {'CPU ms':>8} {'x':>6} {'median ms':>10} {'added ms':>9} {'req/s':>8} {'MB':>6}"
+        f"{'':10} {'':6} {'':5} {'flat out:':>25} | {'offered:':>8} {'answer ms':>18} {'first byte ms':>18} |",
+        (
+            f"{'':10} {'mode':6} {'conns':>5} {'CPU ms':>8} {'x':>6} {'req/s':>9} |"
+            f" {'req/s':>8} {'median':>9} {'added':>8} {'median':>9} {'added':>8} | {'MB':>5}"
+        ),
     ]
     for streaming in (False, True):
         for connections in CONNECTIONS:
             direct, own = rows["direct", streaming, connections], rows["sidecar", streaming, connections]
             for name in names:
-                row = rows.get((name, streaming, connections))
-                if row is None:
+                row = rows[name, streaming, connections]
+                start = f"{name:10} {'stream' if streaming else 'whole':6} {connections:5}"
+                if not row.times:
+                    lines.append(f"{start} cannot do it, see above")
                     continue
-                mode = "stream" if streaming else "whole"
-                cost = (
-                    f"{row.cpu:8.3f} {row.cpu / own.cpu:6.1f}" if name != "direct" else f"{'-':>8} {'-':>6}"
-                )
-                added = f"{row.median - direct.median:9.2f}" if name != "direct" else f"{'-':>9}"
-                memory = f"{row.memory:6.0f}" if name != "direct" else f"{'-':>6}"
+                cpu, x = min(row.cpu) * 1000, min(row.cpu) / min(own.cpu)
+                cost = f"{'-':>8} {'-':>6}" if name == "direct" else f"{cpu:8.3f} {x:6.1f}"
+                late, first = middle(row.times), middle(row.firsts)
                 lines.append(
-                    f"{name:10} {mode:7} {connections:5} {cost} {row.median:10.2f} {added} {row.rate:8.0f} {memory}"
+                    f"{start} {cost} {max(row.rate):9.0f} | {OFFERED[streaming, connections]:8}"
+                    f" {late:9.2f} {late - middle(direct.times):8.2f} {first:9.2f} {first - middle(direct.firsts):8.2f}"
+                    f" | {row.memory:5.0f}"
                 )
     return "\n".join(lines)
 
 
+def targets(rows: Rows) -> str:
+    """The goals, each kept or missed."""
+    own = {(streaming, n): rows["sidecar", streaming, n] for streaming in (False, True) for n in CONNECTIONS}
+    added = middle(own[False, 16].times) - middle(rows["direct", False, 16].times)
+    goals = [
+        ("CPU per whole answer, worst of all connection counts, ms", max(min(own[False, n].cpu) * 1000 for n in CONNECTIONS), 0.35),
+        ("CPU per 60-chunk stream, worst of all connection counts, ms", max(min(own[True, n].cpu) * 1000 for n in CONNECTIONS), 2.0),
+        ("added median latency at 16 connections, ms", added, 1.5),
+        ("memory at 256 connections, MB", max(own[streaming, 256].memory for streaming in (False, True)), 120.0),
+    ]  # fmt: skip
+    return "\n".join(
+        f"{'kept' if seen <= most else 'MISSED':6} {what}: {seen:.3g} (at most {most:g})"
+        for what, seen, most in goals
+    )
+
+
+# -- upstream clients -----------------------------------------------------------------------
+
+
+@contextlib.asynccontextmanager
+async def client(name: str, url: str) -> AsyncIterator[Callable[[bytes], Awaitable[int]]]:
+    """A function that posts a body and reads the answer as it comes, giving its size."""
+    headers = {"content-type": "application/json", "authorization": "Bearer sk-bench"}
+    if name == "ours":
+        sys.path.insert(0, str(ROOT))
+        from sidecar.upstream import AiohttpUpstream  # noqa: PLC0415
+
+        upstream = AiohttpUpstream()
+
+        async def ours(body: bytes) -> int:
+            size = 0
+
+            def take(data: bytes) -> bool:
+                nonlocal size
+                size += len(data)
+                return False
+
+            reply = await upstream.send(url, headers, body, lambda: None)
+            await reply.pump(take)
+            reply.close()
+            return size
+
+        yield ours
+        await upstream.close()
+    elif name == "aiohttp":
+        import aiohttp  # noqa: PLC0415
+
+        timeout = aiohttp.ClientTimeout(total=None)
+        connector = aiohttp.TCPConnector(limit=0)
+        async with aiohttp.ClientSession(
+            connector=connector, timeout=timeout, cookie_jar=aiohttp.DummyCookieJar()
+        ) as session:
+
+            async def plain(body: bytes) -> int:
+                async with session.post(url, data=body, headers=headers) as answer:
+                    return sum([len(part) async for part in answer.content.iter_any()])
+
+            yield plain
+    else:
+        import httpx  # noqa: PLC0415
+
+        options: Mapping[str, object] = {"limits": httpx.Limits(max_connections=None), "timeout": None}
+        if name == "httpx-aiohttp":
+            sys.path.insert(0, str(CACHE / "clients"))
+            from httpx_aiohttp import HttpxAiohttpClient  # type: ignore[import-not-found] # noqa: PLC0415
+
+            maker = HttpxAiohttpClient
+        else:
+            maker = httpx.AsyncClient
+        async with maker(**options) as session:
+
+            async def wrapped(body: bytes) -> int:
+                async with session.stream("POST", url, content=body, headers=headers) as answer:
+                    return sum([len(part) async for part in answer.aiter_raw()])
+
+            yield wrapped
+
+
+async def exercise(name: str, port: int, *, streaming: bool, seconds: float) -> float:
+    """CPU seconds per request of this process with one client, 16 requests at a time."""
+    body = json.dumps({"model": "gpt", "stream": streaming, "messages": []}).encode()
+    async with client(name, f"http://127.0.0.1:{port}/v1/chat/completions") as ask:
+        count = 0
+
+        async def one(until: float) -> None:
+            nonlocal count
+            while time.perf_counter() < until:
+                assert await ask(body) > 1000
+                count += 1
+
+        used = 0.0
+        for length in (WARM_SECONDS, seconds):
+            count, used = 0, time.process_time()
+            until = time.perf_counter() + length
+            await asyncio.gather(*(one(until) for _ in range(16)))
+        return (time.process_time() - used) / count
+
+
+def compare_clients(port: int, rounds: int, seconds: float) -> str:
+    """A table of the upstream clients, each in a process of its own, best of the rounds."""
+    extra = CACHE / "clients"
+    if not extra.exists():
+        subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "pip",
+                "install",
+                "-q",
+                "--no-deps",
+                "--target",
+                str(extra),
+                "httpx-aiohttp",
+            ],
+            check=True,
+        )
+    lines = [f"{'client':14} {'whole ms':>9} {'stream ms':>10}"]
+    best: dict[tuple[str, bool], float] = {}
+    for _ in range(rounds):
+        for name in CLIENTS:
+            for streaming in (False, True):
+                command = [
+                    sys.executable,
+                    __file__,
+                    "--client",
+                    name,
+                    "--port",
+                    str(port),
+                    "--seconds",
+                    str(seconds),
+                ]
+                done = subprocess.run(
+                    [*command, *(["--streaming"] if streaming else [])], check=True, stdout=subprocess.PIPE
+                )
+                best[name, streaming] = min(best.get((name, streaming), math.inf), float(done.stdout))
+    lines += [
+        f"{name:14} {best[name, False] * 1000:9.3f} {best[name, True] * 1000:10.3f}" for name in CLIENTS
+    ]
+    return "\n".join(lines)
+
+
+# -- the whole ------------------------------------------------------------------------------
+
+
+def compare(provider: int, peers: list[str], rounds: int, seconds: float) -> None:
+    """The sidecar, the direct call and the peers, in turns."""
+    rows: Rows = {}
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        parts = [Target("direct", provider, "/v1/chat/completions", {}, None)]
+        parts.append(stack.enter_context(sidecar(provider, folder)))
+        for name in peers:
+            try:
+                parts.append(stack.enter_context(PEERS[name](provider, folder)))
+            except (RuntimeError, OSError, subprocess.CalledProcessError) as error:
+                print(f"{name} cannot be had here: {error}")
+        for streaming in (False, True):
+            for connections in CONNECTIONS:
+                failed: set[str] = set()
+                for _ in range(rounds):
+                    for part in parts:
+                        if part.name in failed:
+                            continue
+                        row = rows.setdefault((part.name, streaming, connections), Row())
+                        try:
+                            uvloop.run(
+                                measure(
+                                    row, part, streaming=streaming, connections=connections, seconds=seconds
+                                )
+                            )
+                        except (RuntimeError, OSError) as error:
+                            # A peer that cannot do it is said so, and costs nobody the rest of the table.
+                            print(
+                                f"{part.name}, {'stream' if streaming else 'whole'}, {connections}: {error}"
+                            )
+                            if part.name not in peers:
+                                raise
+                            failed.add(part.name)
+                            rows[part.name, streaming, connections] = Row()
+    print(table(rows, [part.name for part in parts]))
+    print()
+    print(targets(rows))
+
+
 def main() -> None:
-    """Run everything and print the table."""
+    """Run everything and print the tables."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--quick", action="store_true", help="one and a half seconds a measurement instead of six"
-    )
+    parser.add_argument("--quick", action="store_true", help="one short round instead of three")
     parser.add_argument("--peer", action="append", choices=[*PEERS, "none"], help="default: portkey")
+    parser.add_argument("--clients", action="store_true", help="compare upstream clients instead")
     parser.add_argument("--provide", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--client", choices=CLIENTS, help=argparse.SUPPRESS)
+    parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--seconds", type=float, help=argparse.SUPPRESS)
+    parser.add_argument("--streaming", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.provide:
-        asyncio.run(provide())
+        uvloop.run(provide())
+        return
+    if options.client:
+        used = exercise(options.client, options.port, streaming=options.streaming, seconds=options.seconds)
+        print(uvloop.run(used))
         return
     # Ended from outside, what was started here must end too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    seconds = 1.5 if options.quick else 6.0
+    rounds, seconds = (1, 1.5) if options.quick else (3, 3.0)
     peers = [name for name in options.peer or ["portkey"] if name != "none"]
-    rows: dict[tuple[str, bool, int], Row] = {}
-    with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        process = stack.enter_context(
-            running([sys.executable, __file__, "--provide"], stdout=subprocess.PIPE)
-        )
+    with running([sys.executable, __file__, "--provide"], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         port = int(process.stdout.readline())
-        for name in ["direct", "sidecar", *peers]:
-            with contextlib.ExitStack() as inner:
-                if name == "direct":
-                    target = Target("direct", port, "/v1/chat/completions", {}, None)
-                else:
-                    make = {"sidecar": sidecar, **PEERS}[name]
-                    target = inner.enter_context(make(port, folder))
-                for streaming in (False, True):
-                    for connections in CONNECTIONS:
-                        work = measure(target, streaming=streaming, connections=connections, seconds=seconds)
-                        try:
-                            rows[name, streaming, connections] = asyncio.run(work)
-                        except RuntimeError as error:
-                            # A peer that cannot do it is said so, and costs nobody the rest of the table.
-                            print(f"{name}, {'stream' if streaming else 'whole'}, {connections}: {error}")
-                            if name not in peers:
-                                raise
-    print(table(rows, ["direct", "sidecar", *peers]))
+        if options.clients:
+            print(compare_clients(port, rounds, seconds))
+        else:
+            compare(port, peers, rounds, seconds)
 
 
 if __name__ == "__main__":
