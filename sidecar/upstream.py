@@ -329,7 +329,9 @@ class Exchange(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         """The answer begins, unless it is an interim one."""
         status = self._parser.get_status_code()
-        if status in _INTERIM and status != _SWITCHING:
+        if status == _SWITCHING:
+            raise UpstreamError("the answer switches to another protocol", sent=True)
+        if status in _INTERIM:
             self._interim = True
             self.headers = {}
             return
@@ -401,7 +403,7 @@ class _Pool(aiohttp.TCPConnector):
 
     def __init__(self, loop: asyncio.AbstractEventLoop, **options: Any) -> None:
         super().__init__(**options)
-        self._factory = functools.partial(Exchange, loop)  # type: ignore[arg-type]
+        self._factory = functools.partial(Exchange, loop)  # type: ignore[arg-type, assignment]
 
     def in_use(self) -> int:
         """Connections in use now; aiohttp offers no public count."""

@@ -1,9 +1,14 @@
 """Callers who leave, crowds, and rate windows as the provider counts them."""
 
 import asyncio
+import json
+import os
 import random
+import time
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
 
 import httpx
 import pytest
@@ -157,3 +162,67 @@ async def _visit(url: str, leave_after: float | None) -> bool:
         return False
     finally:
         writer.close()
+
+
+def test_a_caller_who_reads_slowly_gets_every_byte_in_order(sidecar: Callable[..., SidecarProcess]) -> None:
+    words = tuple(f"{number:06d}" + "x" * 2000 for number in range(4000))
+
+    async def run() -> None:
+        provider = FakeProvider(
+            lambda seen: fake.chat_stream(words) if seen.method == "POST" else fake.default_script(seen)
+        )
+        await provider.start()
+        process = await asyncio.to_thread(sidecar, [backend("a", provider.url)])
+        host, port = process.url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port), limit=2**14)
+        body = b'{"model":"gpt","stream":true,"messages":[]}'
+        writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\n")
+        writer.write(b"content-length: %d\r\n\r\n%b" % (len(body), body))
+        await asyncio.sleep(1.0)
+        memory = await asyncio.to_thread(resident_mb, process)
+        text = await reader.read(2**25)
+        while part := await reader.read(2**20):
+            text += part
+        writer.close()
+        events = [json.loads(line[6:]) for line in text.split(b"\n") if line.startswith(b"data: {")]
+        said = [event["choices"][0]["delta"].get("content") for event in events if event["choices"]]
+        assert [word for word in said if word] == list(words)
+        assert b"[DONE]" in text
+        assert text.endswith(b"0\r\n\r\n")
+        assert memory < 250, "what the caller does not take stays at the provider"
+        await provider.stop()
+
+    asyncio.run(run())
+
+
+def resident_mb(process: SidecarProcess) -> float:
+    assert process.process is not None
+    pages = Path(f"/proc/{process.process.pid}/statm").read_text().split()[1]
+    return int(pages) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def test_every_request_leaves_a_line_in_the_log(sidecar: Callable[..., SidecarProcess]) -> None:
+    async def run() -> None:
+        provider = FakeProvider()
+        await provider.start()
+        process = await asyncio.to_thread(sidecar, [backend("a", provider.url)])
+        before = time.time()
+        async with httpx.AsyncClient(timeout=60) as client:
+            answers = [await client.post(process.url + "/v1/chat/completions", json=CHAT) for _ in range(5)]
+        await asyncio.to_thread(process.stop)
+        lines = [
+            json.loads(line) for line in process.log.read_text().splitlines() if '"event":"request"' in line
+        ]
+        assert [line["request_id"] for line in lines] == [
+            answer.headers["x-request-id"] for answer in answers
+        ]
+        assert len({line["request_id"] for line in lines}) == 5
+        assert all(line["trail"] == ["answered by a", "a: ok"] and line["status"] == 200 for line in lines)
+        stamps = [datetime.fromisoformat(line["timestamp"]).timestamp() for line in lines]
+        assert stamps == sorted(stamps)
+        assert before - 1 < stamps[0] < stamps[-1] < time.time() + 1, (
+            "the time it happened, not the time it was written"
+        )
+        await provider.stop()
+
+    asyncio.run(run())

@@ -1,6 +1,7 @@
 """The pure state machines, moved by hand and by Hypothesis."""
 
 import copy
+import json
 
 import pytest
 from hypothesis import given, settings
@@ -75,6 +76,27 @@ def spend(window: StartWindow, now: float) -> bool:
     if start is not None:
         window.sent(start, now)
     return start is not None
+
+
+@given(
+    st.lists(st.tuples(st.floats(0, 20), st.integers(1, 4)), min_size=1, max_size=30),
+    st.floats(0, 70),
+    st.integers(1, 20),
+)
+def test_a_window_that_was_written_down_never_frees_a_start_too_early(
+    bursts: list[tuple[float, int]], later: float, limit: int
+) -> None:
+    window, now = StartWindow(limit), T0
+    for gap, count in bursts:
+        now += gap
+        for _ in range(count):
+            spend(window, now)
+    kept = StartWindow(limit)
+    kept.restore([(at, count) for at, count in json.loads(json.dumps(window.tally(now)))])
+    assert kept.used(now) == window.used(now)
+    assert kept.used(now + later) >= window.used(now + later)
+    assert kept.free_at(now) <= window.free_at(now) + 0.25
+    assert len(window.tally(now)) <= 60 * 4 + 2, "small however many there are"
 
 
 def test_a_window_has_no_other_cap_on_bursts() -> None:

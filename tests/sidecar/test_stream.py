@@ -114,3 +114,103 @@ def test_a_stream_without_usage_is_estimated_and_marked() -> None:
     relay = Relay(Dialect.CHAT, "gpt", hide_usage=False)
     relay.feed(fake.chunk({"content": "x" * 40}))
     assert relay.estimate(12) == Usage(12, 10, estimated=True)
+
+
+TEXTS = st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=12), min_size=1, max_size=12)
+
+
+def slow(relay: Relay) -> Relay:
+    """The same relay, but one that never learns."""
+    relay._patience = 0
+    return relay
+
+
+def both_ways(dialect: Dialect, data: bytes, cuts: list[int], *, hide_usage: bool) -> tuple[Relay, bytes]:
+    """Play a stream through a relay that learns and one that reads every event: they must agree."""
+    learned, read = (Relay(dialect, "gpt", hide_usage=hide_usage) for _ in range(2))
+    out = play(learned, data, cuts)
+    assert out == play(slow(read), data, cuts)
+    assert learned.seen == read.seen
+    return learned, out
+
+
+@given(
+    texts=TEXTS,
+    cuts=st.lists(st.integers(0, 9000), max_size=20),
+    ascii_only=st.booleans(),
+    hide=st.booleans(),
+)
+def test_learning_what_events_look_like_changes_no_byte_of_a_chat(
+    texts: list[str], cuts: list[int], *, ascii_only: bool, hide: bool
+) -> None:
+    def event(delta: dict[str, object], finish: str | None = None, **extra: object) -> bytes:
+        shown = {
+            "id": "c",
+            "model": "native",
+            "choices": [{"index": 0, "delta": delta, "finish_reason": finish}],
+            **extra,
+        }
+        return b"data: " + json.dumps(shown, ensure_ascii=ascii_only).encode() + b"\n\n"
+
+    names = itertools.cycle(["content", "content", "content", "reasoning_content", "content", "content"])
+    parts = [event({"role": "assistant", "content": ""}), *(event({next(names): text}) for text in texts)]
+    data = b"".join(
+        [
+            *parts,
+            event({}, "stop"),
+            event({}, choices=[], usage={"prompt_tokens": 3, "completion_tokens": 2}),
+            fake.DONE,
+        ]
+    )
+    relay, out = both_ways(Dialect.CHAT, data, cuts, hide_usage=hide)
+    # Not by lines as `str` sees them: a text may hold any of the other line ends there are.
+    events = [json.loads(line[6:]) for line in out.split(b"\n") if line.startswith(b"data: {")]
+    said = ["".join(map(str, e["choices"][0]["delta"].values())) for e in events[1:] if e["choices"]]
+    assert said == [*texts, ""]
+    assert {e["model"] for e in events} == {"gpt"}
+    assert relay.seen.usage == Usage(3, 2)
+
+
+@given(TEXTS, st.lists(st.integers(0, 9000), max_size=20))
+def test_learning_what_events_look_like_changes_no_byte_of_a_message(
+    texts: list[str], cuts: list[int]
+) -> None:
+    both_ways(Dialect.MESSAGES, b"".join(fake.message_stream(tuple(texts)).body), cuts, hide_usage=False)
+
+
+STRANGERS = [
+    b'data: {"error":{"message":"exploded"}}\n\n',
+    fake.chunk({"content": "more"}, "length"),
+    fake.chunk({"content": 'a"},"finish_reason":"stop"}]}'}),
+    fake.chunk({"content": "more"}).replace(b'"more"', b'"more","content":"twice"'),
+    fake.chunk({"content": "more"}).replace(b"more", b"\\x"),
+    fake.chunk({"content": "more"}).replace(b"more", b"\xff"),
+    fake.chunk({"content": "more"}).replace(b"more", b"a\nb"),
+    fake.chunk({"content": "more"}).replace(b'"more"', b"7"),
+    fake.chunk({"content": "more"}, usage={"prompt_tokens": 9, "completion_tokens": 9}),
+    fake.chunk({"content": "more", "tool_calls": [{"index": 0}]}),
+    fake.chunk({"content": "more"}).replace(b"data: ", b"data:"),
+    fake.chunk({"content": "more"}).replace(b"\n", b"\r\n"),
+    b": a comment\n\n",
+]
+
+
+@pytest.mark.parametrize("number", range(len(STRANGERS)))
+def test_an_event_that_only_resembles_the_last_is_read(number: int) -> None:
+    stream = [fake.chunk({"content": "a"}), fake.chunk({"content": "b"}), STRANGERS[number]]
+    outcomes = []
+    for make in (slow, lambda relay: relay):
+        relay = make(Relay(Dialect.CHAT, "gpt", hide_usage=False))
+        try:
+            outcomes.append((b"".join(map(relay.feed, stream)), relay.seen))
+        except BrokenStream as broken:
+            outcomes.append((str(broken).encode(), relay.seen))
+    assert outcomes[0] == outcomes[1]
+
+
+def test_events_that_are_all_different_are_not_studied_for_ever() -> None:
+    relay = Relay(Dialect.CHAT, "gpt", hide_usage=False)
+    for number in range(100):
+        relay.feed(fake.chunk({"content": "x"}, obfuscation="y" * (number % 7), number=number))
+    assert relay._patience == 0
+    assert relay.seen.text_bytes == 100
