@@ -2,10 +2,18 @@
 
 import asyncio
 import gzip
+import ipaddress
+import ssl
 import zlib
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
+import uvloop
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -266,3 +274,51 @@ def test_headers_are_read_in_any_case_and_repeated_ones_joined() -> None:
 
     lines = b"X-RateLimit-Remaining-Requests: 7\r\nVia: a\r\nvia: b\r\ncontent-length: 0\r\n\r\n"
     play(Provider([b"HTTP/1.1 200 OK\r\n" + lines]), work)
+
+
+def certificate(folder: Path) -> Path:
+    """A certificate for this machine that signs itself, with its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "provider")])
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), now - timedelta(1), now + timedelta(1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )  # fmt: skip
+    file = folder / "provider.pem"
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    file.write_bytes(private + made.public_bytes(serialization.Encoding.PEM))
+    return file
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+def test_over_tls_only_a_trusted_provider_is_talked_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, trusted: bool
+) -> None:
+    file = certificate(tmp_path)
+    if trusted:
+        monkeypatch.setenv("SSL_CERT_FILE", str(file))
+    provider = Provider([WHOLE], [CHUNKED])
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(file)
+
+    async def run() -> None:
+        server = await asyncio.start_server(provider.serve, "127.0.0.1", 0, ssl=context)
+        upstream = AiohttpUpstream()
+        url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1/x"
+        if trusted:
+            assert [await body_of(upstream, url, pumped=pumped) for pumped in (False, True)] == [b"hello"] * 2
+        else:
+            with pytest.raises(UpstreamError, match="certificate"):
+                await ask(upstream, url)
+        assert upstream.open_connections() == 0
+        await upstream.close()
+        server.close()
+        await asyncio.sleep(0.05)
+
+    uvloop.run(run())
+    assert provider.connections == (1 if trusted else 0)
