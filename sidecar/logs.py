@@ -51,7 +51,8 @@ def configure(level: str, style: str) -> None:
 def _stamp(_logger: Any, _name: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
     """When it happened, which for a line that was kept a while is `at` (seconds, epoch)."""
     at = event.pop("at", None)
-    event["timestamp"] = datetime.fromtimestamp(time() if at is None else at, UTC).isoformat()
+    stamp = datetime.fromtimestamp(time() if at is None else at, UTC)
+    event["timestamp"] = stamp.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
     return event
 
 

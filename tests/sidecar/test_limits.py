@@ -93,10 +93,10 @@ def test_a_window_that_was_written_down_never_frees_a_start_too_early(
             spend(window, now)
     kept = StartWindow(limit)
     kept.restore([(at, count) for at, count in json.loads(json.dumps(window.tally(now)))])
-    assert kept.used(now) == window.used(now)
-    assert kept.used(now + later) >= window.used(now + later)
-    assert kept.free_at(now) <= window.free_at(now) + 0.25
     assert len(window.tally(now)) <= 60 * 4 + 2, "small however many there are"
+    assert window.free_at(now) <= kept.free_at(now) <= window.free_at(now) + 0.25
+    # The later look comes last: a window forgets what is over.
+    assert kept.used(now + later) >= window.used(now + later)
 
 
 def test_a_window_has_no_other_cap_on_bursts() -> None:
