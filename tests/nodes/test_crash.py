@@ -4,6 +4,7 @@ Each case kills the controller at one failpoint (its own, or one inside a step o
 it), then lets passes run until all is quiet.
 """
 
+import json
 import os
 import signal
 import subprocess
@@ -164,6 +165,13 @@ class Case:
             assert len(attempts) % 2 == 0, (key, story)
             assert story[-1] == ended, (key, story)
 
+    def check_told(self, *, times: int) -> None:
+        """So many alerts for each resource, over all passes."""
+        files = sorted((self.fleet.directory / "alerts").glob("*.json"))
+        told = Counter(json.loads(path.read_text())["key"] for path in files)
+        keys = ("node-1/wrapper/w", "node-3/tool/mm", "node-4/service/x")
+        assert dict(told) == (dict.fromkeys(keys, times) if times else {}), told
+
     def check_nothing_lost(self) -> None:
         """What was there before is in a backup on the node, whole; nothing half written lies about."""
         wrapper, schema, _tool, service = self.nodes
@@ -214,6 +222,7 @@ def test_controller_killed_at_its_own_boundaries(case: Callable[..., Case], name
     made.check_story(ended="fixed")
     made.check_nothing_lost()
     made.check_done_once()
+    made.check_told(times=0)
     assert len(made.fleet.masters()) == 4
 
 
@@ -226,6 +235,7 @@ def test_controller_and_steps_killed_inside_a_step(case: Callable[..., Case], na
     made.check_story(ended="fixed")
     made.check_nothing_lost()
     made.check_done_once()
+    made.check_told(times=0)
 
 
 @pytest.mark.parametrize("name", ["applied", "verified", *UNDOING, "ended"])
@@ -254,5 +264,6 @@ def check_undone(made: Case) -> None:
     assert "# old" in wrapper.run("cat ~/w.sh", user="agent").stdout
     assert tool.run("cat ~/.local/bin/mm", user="agent").stdout == "old\n"
     assert "/bin/true" in service.run("cat ~/.config/systemd/user/x.service", user="agent").stdout
+    made.check_told(times=1)
     begun = Counter(row["issue_key"] for row in made.fleet.events() if row["status"] == "fixing")
     assert begun["node-1/wrapper/w"] == begun["node-3/tool/mm"] == begun["node-4/service/x"] == 2
