@@ -255,7 +255,7 @@ class _Loader:
             paths_read=resolved.paths_read,
             secret=secret or declaration.secret,
             declared_at=entry.document.mark(entry.path),
-            digest=_digest(resolved),
+            digest=_digest(resolved, declaration),
             confirm_within=_confirm_within(declaration),
         )
 
@@ -358,8 +358,10 @@ def _confirm_within(declaration: Declaration) -> float:
     return CONFIRM_SECONDS if declaration.can_lock_out() else 0.0
 
 
-def _digest(resolved: Resolved) -> str:
-    text = json.dumps([resolved.fields, resolved.args], sort_keys=True, default=str)
+def _digest(resolved: Resolved, declaration: Declaration) -> str:
+    """What tells one declaration from the next: what is wanted, how it is done, and whether with privilege."""
+    privilege = ["become"] if declaration.allow_become else []
+    text = json.dumps([resolved.fields, resolved.args, *privilege], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

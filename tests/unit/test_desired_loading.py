@@ -296,3 +296,13 @@ def test_mistake_in_a_secret_value_does_not_print_it(fleet: Fleet, monkeypatch: 
             said = reconcile("validate", "-o", output)
             assert said.code == 1
             assert SECRET_TEXT not in said.out + said.err
+
+
+def test_permission_to_escalate_makes_another_declaration(fleet: Fleet) -> None:
+    """What failed for the lack of it is tried at once; a comment or another policy makes none."""
+    entry = "wrappers: [{name: w, nodes: node-1, dest: /etc/w, content: x%s}]\n"
+    digests = []
+    for more in ("", ", allow_become: true", ", max_attempts: 9"):
+        fleet.write(entry % more)
+        digests.append(fleet.resource("node-1/wrapper/w").digest)
+    assert digests[0] == digests[2] != digests[1]
