@@ -113,7 +113,10 @@ class Converger:
             and not kinds()[resource.id.kind].NO_ROLLBACK
         ]
         undo_errors, after = self._undo(undone, resources, seen)
-        first = diff(resources, before.observations)
+        # What is there now is half the work of a pass that died: before means before that one.
+        first = diff(resources, before.observations) | {
+            action.id: Drift(action.id, action.before) for action in actions if action.before
+        }
         last = diff(resources, after.observations)
         judge = _Judge(ran.errors, undo_errors, {r.id for r, _ in undone}, seen, drifts, first, last)
         return [

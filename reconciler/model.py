@@ -266,6 +266,8 @@ class Action:
     """Whether it could lock us out: it is done apart from what takes long, as it has to be confirmed in time."""
     writers: frozenset[ResourceId] = frozenset()
     """Those of ``after`` that are going to write a file which this one reads."""
+    before: tuple[Change, ...] = ()
+    """What differed when the attempt began, where it is ``resumed``: what its undo has to bring back."""
 
 
 @dataclass(frozen=True, slots=True)

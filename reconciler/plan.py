@@ -148,6 +148,7 @@ class _Planner:
             resumed=begun is not None,
             is_risky=resource.confirm_within > 0,
             writers=frozenset(writers),
+            before=begun.before if begun else (),
         )
 
     def _acting_writers(self, resource: Resource) -> set[ResourceId]:
