@@ -100,10 +100,20 @@ def _m004_safety(db: sqlite_utils.Database) -> None:
     """)
 
 
+def _m005_asks(db: sqlite_utils.Database) -> None:
+    db.conn.executescript("""
+        CREATE TABLE IF NOT EXISTS asks (
+            id INTEGER PRIMARY KEY AUTOINCREMENT, target TEXT NOT NULL, by TEXT NOT NULL, asked TEXT NOT NULL,
+            taken TEXT, run_id TEXT, exit_code INTEGER, done TEXT, problem TEXT NOT NULL DEFAULT ''
+        );
+    """)
+
+
 # Each may run again over its own half-done work: a process can end in the middle of one.
 MIGRATIONS: tuple[Callable[[sqlite_utils.Database], None], ...] = (
     _m001_initial,
     _m002_search,
     _m003_alerts,
     _m004_safety,
+    _m005_asks,
 )

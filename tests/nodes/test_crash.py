@@ -170,7 +170,9 @@ class Case:
         files = sorted((self.fleet.directory / "alerts").glob("*.json"))
         told = Counter(json.loads(path.read_text())["key"] for path in files)
         keys = ("node-1/wrapper/w", "node-3/tool/mm", "node-4/service/x")
-        assert dict(told) == (dict.fromkeys(keys, times) if times else {}), [path.read_text() for path in files]
+        assert dict(told) == (dict.fromkeys(keys, times) if times else {}), [
+            path.read_text() for path in files
+        ]
 
     def check_nothing_lost(self) -> None:
         """What was there before is in a backup on the node, whole; nothing half written lies about."""
