@@ -27,11 +27,11 @@ def ask(store: Store, target: str, by: str) -> int:
         old = now_text(datetime.now(UTC) - KEEP)
         store.db.execute("DELETE FROM asks WHERE asked < ?", [old])
         table = store.db.table("asks").insert(row)
-    return int(table.last_pk)
+    return int(table.last_pk or 0)
 
 
 def state(store: Store, number: int) -> dict[str, Any] | None:
-    """What became of a request: ``state`` is waiting, taken or done, with ``run_id`` and ``exit_code``; None: unknown."""
+    """What became of a request: ``state`` (waiting, taken, done), ``run_id``, ``exit_code``; None where it is unknown."""
     for row in store.db.query("SELECT * FROM asks WHERE id = ?", [number]):
         found = "done" if row["done"] else "taken" if row["taken"] else "waiting"
         return {"state": found, **{key: value for key, value in row.items() if key != "by"}}
