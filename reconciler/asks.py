@@ -31,7 +31,7 @@ def ask(store: Store, target: str, by: str) -> int:
 
 
 def state(store: Store, number: int) -> dict[str, Any] | None:
-    """What became of a request: ``state`` (waiting, taken, done), ``run_id``, ``exit_code``; None where it is unknown."""
+    """What became of a request: ``state`` (waiting, taken, done), ``run_id``, ``exit_code``; None: unknown."""
     for row in store.db.query("SELECT * FROM asks WHERE id = ?", [number]):
         found = "done" if row["done"] else "taken" if row["taken"] else "waiting"
         return {"state": found, **{key: value for key, value in row.items() if key != "by"}}
@@ -52,6 +52,12 @@ def take(store: Store, asks: Iterable[Ask]) -> None:
             store.db.execute(
                 "UPDATE asks SET taken = ? WHERE id = ?", [now_text(datetime.now(UTC)), found.id]
             )
+
+
+def withdraw(store: Store, number: int) -> None:
+    """Whoever asked does not want it any more; one that was taken is finished all the same."""
+    with store.db.atomic():
+        store.db.execute("DELETE FROM asks WHERE id = ? AND taken IS NULL", [number])
 
 
 def done(store: Store, asks: Iterable[Ask], run_id: str, exit_code: int, problem: str = "") -> None:

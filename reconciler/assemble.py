@@ -6,9 +6,9 @@ import logging
 import secrets
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -25,11 +25,13 @@ from reconciler.kinds.base import seconds
 from reconciler.kinds.registry import kinds
 from reconciler.lease import Lease
 from reconciler.loop import Pass, Wishes
-from reconciler.model import ConfigurationError, NodeState, Problem, Report, Run
+from reconciler.model import ConfigurationError, Event, NodeState, Problem, Report, ResourceId, Run
 from reconciler.notify import Notifier
 from reconciler.observe import PLAYBOOK, Observer
+from reconciler.plan import covers
 from reconciler.proposals import Judge, overlaid
 from reconciler.record import Context, Recorder
+from reconciler.revisions import Follower
 from reconciler.settings import AnalysisSettings, Settings
 from reconciler.store import Store, StoreError
 
@@ -47,6 +49,30 @@ class Scope:
     allow_mass_change: bool = False
     next_in: float | None = None
     """Seconds from the start of this pass to the next one, where there will be one."""
+    targets: tuple[str, ...] = ()
+    """Only what one of these covers: NODE, NODE/KIND or NODE/KIND/NAME."""
+    rested: frozenset[ResourceId] = frozenset()
+    """What was looked at lately and may be left out."""
+    revision: str | None = None
+    """The revision of the desired state, where whoever chose it knows; else its repository is asked."""
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether the pass is over a part of the fleet."""
+        return self.limit is not None or self.kinds is not None or bool(self.targets or self.rested)
+
+
+def located(settings: Settings) -> Settings:
+    """Settings whose paths lead to the desired state: where it lives in git, to the revision in force.
+
+    Raises ConfigurationError.
+    """
+    if not settings.git.url:
+        return settings
+    follower = Follower.of(settings)
+    if follower.mirror.fetched() is None:
+        follower.fetch()
+    return follower.in_force().settings
 
 
 def desired_state(settings: Settings, scope: Scope) -> tuple[Desired, Desired, Inventory]:
@@ -70,21 +96,47 @@ def desired_state(settings: Settings, scope: Scope) -> tuple[Desired, Desired, I
     return desired, desired.of(nodes, scope.kinds), inventory
 
 
+def _selected(wanted: Desired, scope: Scope) -> Desired:
+    """What this pass looks at of what is in scope. Raises ConfigurationError."""
+    if scope.targets:
+        wanted = _covered(wanted, scope.targets)
+    return wanted.without(scope.rested) if scope.rested else wanted
+
+
+def _covered(wanted: Desired, targets: Sequence[str]) -> Desired:
+    """What somebody asked for by name. Raises ConfigurationError where a name means nothing."""
+    for target in targets:
+        if not any(covers(target, rid) for rid in wanted.resources):
+            known = [*{rid.node for rid in wanted.resources}, *map(str, wanted.resources)]
+            hint = suggestion(target, sorted(known))
+            raise ConfigurationError([Problem(f"nothing that is declared is called {target}", hint=hint)])
+    kept = {
+        rid: found
+        for rid, found in wanted.resources.items()
+        if any(covers(target, rid) for target in targets)
+    }
+    return replace(wanted, resources=kept)
+
+
 def one_pass(
     settings: Settings,
     scope: Scope,
     on_run: Callable[[str, int], None],
     on_node: Callable[[NodeState], None],
+    on_event: Callable[[Event], None] = lambda _event: None,
 ) -> Report:
-    """Run one pass. Raises ConfigurationError, BusyError (another pass is under way), RunError or LeaseLostError."""
+    """Run one pass; ``on_event`` hears of everything that is put on record.
+
+    Raises ConfigurationError, BusyError (another pass is under way), RunError or LeaseLostError.
+    """
     how = runner.Settings(
         settings.inventory, settings.forks, seconds(settings.timeout), seconds(settings.idle_timeout)
     )
     with ExitStack() as stack:
         ahead = stack.enter_context(runner.Workspace())
         ahead.start_ahead(PLAYBOOK, how)  # it takes as long to start as the desired state takes to read
-        desired, wanted, inventory = desired_state(settings, scope)
-        is_limited = scope.limit is not None or scope.kinds is not None
+        desired, in_scope, inventory = desired_state(settings, scope)
+        wanted = _selected(in_scope, scope)
         run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
         # Looking disturbs nobody: only a pass that may act has to be alone.
         lease = None
@@ -93,24 +145,24 @@ def one_pass(
         store = stack.enter_context(closing(Store(settings.db)))
         proposals = store.proposals()
         desired, wanted = overlaid(desired, proposals), overlaid(wanted, proposals)
-        context = Context(
-            run_id, git_revision(settings.desired), lease.epoch if lease else None, scope.next_in
-        )
+        revision = git_revision(settings.desired) if scope.revision is None else scope.revision
+        context = Context(run_id, revision, lease.epoch if lease else None, scope.next_in, on_event)
         runs: list[Run] = []
         clock = stack.enter_context(_RunClock(runs, on_run))
         observer = Observer(how, inventory.variables, clock.start, on_node, ahead)
         stack.enter_context(closing(observer))
         if lease and lease.fence_due:
             # A pass over a part of the fleet tells that part, and leaves it to a whole one to tell all.
-            observer.fence(lease.epoch, lambda: None if is_limited else lease.fenced())
+            observer.fence(lease.epoch, lambda: None if scope.is_limited else lease.fenced())
         recorder = Recorder(store, desired, context, bell(settings, store))
         converger = Converger(how, observer, desired, recorder, clock.start)
         wishes = Wishes(
             check=scope.check, retry=scope.retry, allow_mass_change=scope.allow_mass_change,
-            limited=is_limited, fleet=len({rid.node for rid in desired.resources}),
+            limited=scope.is_limited, fleet=len({rid.node for rid in desired.resources}),
         )  # fmt: skip
         judge = Judge(_analyzer(settings.analysis), settings.analysis, store, desired)
-        return Pass(wanted, observer, converger, recorder, wishes, runs, judge.judge).run()
+        report = Pass(wanted, observer, converger, recorder, wishes, runs, judge.judge).run()
+        return replace(report, declared=in_scope.resources, limits=desired.limits)
 
 
 @cache

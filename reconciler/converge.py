@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from reconciler import requests, runner
+from reconciler import requests, runner, systemd
 from reconciler.analyze.redact import without_secrets
 from reconciler.desired.load import Desired
 from reconciler.diff import diff
@@ -88,7 +87,7 @@ class Converger:
         on_run: Callable[[str, int], None],
     ) -> None:
         self.settings, self.observer, self.journal, self.on_run = settings, observer, journal, on_run
-        self.sleep: Callable[[float], None] = time.sleep
+        self.sleep: Callable[[float], None] = systemd.sleep
         self.protected, self.keep_days = list(desired.protected), desired.backup_retention_days
 
     def repair(

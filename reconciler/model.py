@@ -123,7 +123,8 @@ class Policy:
     """How a resource is treated, whatever its kind. Durations are seconds."""
 
     mode: Mode = Mode.ENFORCE
-    interval: float = 300.0
+    interval: float | None = None
+    """None: as often as the loop looks at anything."""
     retry_interval: float = 60.0
     max_attempts: int = 2
     depends_on: tuple[str, ...] = ()
@@ -442,6 +443,9 @@ class Report:
     resources: Mapping[ResourceId, Resource]
     limited: bool = False
     """Whether it looked at a part of the fleet only."""
+    declared: Mapping[ResourceId, Resource] = field(default_factory=dict)
+    """Everything that passes of this scope look at, also what was left out this time."""
+    limits: Limits = field(default_factory=Limits)
 
     @property
     def unknown(self) -> tuple[Observation, ...]:

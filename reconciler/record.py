@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
@@ -71,12 +71,16 @@ class Silence:
 
 @dataclass(frozen=True)
 class Context:
-    """Of which pass the records are. ``epoch`` is that of its lease; ``next_in`` as in Scope."""
+    """Of which pass the records are. ``epoch`` is that of its lease; ``next_in`` as in Scope.
+
+    ``on_event`` hears of every event, for logs; it is on record only when its transaction ends well.
+    """
 
     run_id: str
     revision: str
     epoch: int | None = None
     next_in: float | None = None
+    on_event: Callable[[Event], None] = lambda _event: None
 
 
 @dataclass(frozen=True)
@@ -173,6 +177,7 @@ class Recorder:
             check_type = resource.check_type if resource else kinds()[attempt.id.kind].CHECK_TYPE
             event = Event(attempt.id, check_type, Status.FAILED, 3, details, attempt.number)
             self.store.record([event])
+            self.context.on_event(event)
             self.store.end_attempts([attempt.id])
         self.history = self.store.history(self.limits, datetime.now(UTC))
 
@@ -452,7 +457,9 @@ class Recorder:
     def _event(
         self, rid: ResourceId, status: Status, severity: int, details: Mapping[str, Any], attempts: int
     ) -> None:
-        self.store.record([Event(rid, self.resources[rid].check_type, status, severity, details, attempts)])
+        event = Event(rid, self.resources[rid].check_type, status, severity, details, attempts)
+        self.store.record([event])
+        self.context.on_event(event)
 
 
 def _facts(resource: Resource, observation: Observation) -> Any:

@@ -93,6 +93,24 @@ def _variable(name: str) -> str:
     return name
 
 
+def _repository(url: str) -> str:
+    """An address may not hold a secret: it is shown, and stands in process lists while git runs."""
+    if re.match(r"https?://[^/@]+@", url):
+        message = "an address with a user or password is a secret: let git's credential helper or an ssh key hold it"
+        raise PydanticCustomError("address", message)
+    if not url or url.startswith("-"):
+        raise PydanticCustomError("address", "write the address of a repository, as for git clone")
+    return url
+
+
+def _reference_name(name: str) -> str:
+    if not re.fullmatch(
+        r"(?!.*(\.\.|//|@\{|\.lock$))[^\s~^:?*\[\\\x00-\x1f/.-][^\s~^:?*\[\\\x00-\x1f]*", name
+    ):
+        raise PydanticCustomError("reference", "this is no name of a branch or a tag")
+    return name
+
+
 Word = Annotated[str, Field(min_length=1)]
 
 
@@ -122,6 +140,23 @@ class AnalysisSettings(BaseModel):
     """Variables that commands are given besides PATH, HOME and LANG."""
 
 
+class GitSettings(BaseModel):
+    """Which repository the desired state is taken from. Without ``url`` only ``--pull`` looks for one."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    url: Annotated[str, AfterValidator(_repository)] | None = None
+    """The repository, as git understands it; ``desired`` and ``inventory`` are paths in it."""
+    branch: Annotated[str, AfterValidator(_reference_name)] = "main"
+    """The branch to follow."""
+    tag: Annotated[str, AfterValidator(_reference_name)] | None = None
+    """A tag to follow instead; it may be moved."""
+    interval: Annotated[Duration, AfterValidator(_positive)] = "1m"
+    """Continuous mode: how often the repository is asked."""
+    timeout: Annotated[Duration, AfterValidator(_positive)] = "1m"
+    """The longest that asking may take."""
+
+
 class Settings(BaseSettings):
     """Where things are and how Ansible is run."""
 
@@ -149,6 +184,14 @@ class Settings(BaseSettings):
     """The longest that a playbook may be silent; installing a tool is silent."""
     lease: Annotated[Duration, AfterValidator(_positive)] = "30s"
     """After so long without a sign of life of a pass, such as one that was stopped, another one may take over."""
+    stop_timeout: Annotated[Duration, AfterValidator(_positive)] = "1m"
+    """Continuous mode: so long a pass may go on after it was asked to end; then it is left, for the next start."""
+    log_format: Literal["auto", "console", "json", "none"] = "auto"
+    """How logs are written to standard error; auto: for people in continuous mode, and none of a single pass."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """The least that is logged."""
+    git: GitSettings = GitSettings()
+    """Which repository the desired state is taken from."""
     alert_dir: Annotated[Path, AfterValidator(Path.expanduser)] = Field(
         default_factory=lambda known: known.get("db", paths.state_home() / "reconciler.db").parent / "alerts"
     )
@@ -187,8 +230,8 @@ def _problem(item: Any) -> Problem:
     name = str(item["loc"][0]) if item["loc"] else "settings"
     if name == "notify":
         return _route_problem(item)
-    if name == "analysis":
-        return _analysis_problem(item)
+    if name in ("analysis", "git"):
+        return _table_problem(name, item)
     if item["type"] == "extra_forbidden":
         return Problem(f"unknown setting {name!r}", Mark(FILE), "known: " + ", ".join(Settings.model_fields))
     place = f"the setting {name} (RECONCILER_{name.upper()}, or {name} in {FILE})"
@@ -207,12 +250,19 @@ def _route_problem(item: Any) -> Problem:
     return Problem(f"{place}: {field + ': ' if field else ''}{item['msg']}", Mark(FILE), hint)
 
 
-def _analysis_problem(item: Any) -> Problem:
-    """A mistake in ``[analysis]``. What was written is not repeated: it may be a key."""
-    field, hint = ".".join(map(str, item["loc"][1:])), "see the chapter on settings in docs/analysis.md"
+_TABLES: dict[str, tuple[type[BaseModel], str]] = {
+    "analysis": (AnalysisSettings, "docs/analysis.md"),
+    "git": (GitSettings, "docs/running.md"),
+}
+
+
+def _table_problem(name: str, item: Any) -> Problem:
+    """A mistake in a table such as ``[analysis]``. What was written is not repeated: it may be a key."""
+    model, page = _TABLES[name]
+    field, hint = ".".join(map(str, item["loc"][1:])), f"see the chapter on settings in {page}"
     if item["type"] == "extra_forbidden":
-        hint = "known: " + ", ".join(AnalysisSettings.model_fields)
-        return Problem(f"[analysis]: unknown key {field!r}", Mark(FILE), hint)
+        hint = "known: " + ", ".join(model.model_fields)
+        return Problem(f"[{name}]: unknown key {field!r}", Mark(FILE), hint)
     variable = "__".join(["RECONCILER", *map(str, item["loc"][:2])]).upper().replace("__", "_", 1)
-    place = f"[analysis] (or {variable})" if field else "[analysis]"
+    place = f"[{name}] (or {variable})" if field else f"[{name}]"
     return Problem(f"{place}: {field + ': ' if field else ''}{item['msg']}", Mark(FILE), hint)

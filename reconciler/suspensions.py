@@ -66,7 +66,7 @@ def resume(settings: Settings, target: str, reason: str) -> dict[str, Any]:
 
 
 def _covered(settings: Settings, target: str) -> list[ResourceId]:
-    desired, _wanted, inventory = assemble.desired_state(settings, assemble.Scope())
+    desired, _wanted, inventory = assemble.desired_state(assemble.located(settings), assemble.Scope())
     found = [rid for rid in desired.resources if covers(target, rid)]
     if not found:
         known = [*inventory.nodes, *(str(rid) for rid in desired.resources)]

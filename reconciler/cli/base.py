@@ -56,6 +56,10 @@ Retry = Annotated[
 AllowMassChange = Annotated[
     bool, typer.Option("--allow-mass-change", help="Lift limits.max_changed_nodes for this pass.")
 ]
+Pull = Annotated[
+    bool,
+    typer.Option("--pull", help="Fetch the desired state's repository first, and work from what it holds."),
+]
 Kinds = Annotated[str | None, typer.Option("--kind", "-k", help="Only these kinds, separated by commas.")]
 
 

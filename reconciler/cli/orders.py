@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from reconciler import notify, render, scaffold, suspensions
+from reconciler import demand, notify, render, scaffold, suspensions
 from reconciler.alert_table import NO_ROUTE, tried_document, tried_table
 from reconciler.cli.base import (
     Database,
@@ -64,6 +64,32 @@ def resume(  # noqa: PLR0917 - a command's options
     except ConfigurationError as error:
         fail(error, output)
     say(document, output)
+
+
+@app.command()
+def now(  # noqa: PLR0917 - a command's options
+    context: typer.Context,
+    target: Annotated[
+        str, typer.Argument(help="NODE, NODE/KIND or NODE/KIND/NAME; * stands for any. Without: everything.")
+    ] = "",
+    wait: Annotated[
+        bool, typer.Option("--wait", "-w", help="Until the pass is over, and end with its exit code.")
+    ] = False,
+    timeout: Annotated[
+        str,
+        typer.Option("--timeout", help="The longest to wait for the pass to begin, or with --wait to end."),
+    ] = "5m",
+    db: Database = None,
+    output: OutputFormat = Output.TEXT,
+) -> None:
+    """Let the running service make a pass at once, and try again what is waiting for its next attempt."""
+    found, output = given(context, db=db, output=output)
+    try:
+        document = demand.now(found, target, wait=wait, timeout=timeout)
+    except ConfigurationError as error:
+        fail(error, output)
+    say(document, output)
+    raise typer.Exit(document["exit_code"] or ExitCode.AS_DESIRED)
 
 
 @app.command("notify-test")

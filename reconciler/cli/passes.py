@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import logging
-import random
 import signal
 import sys
-import threading
-import time
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from reconciler import __version__, assemble, render, settings
 from reconciler import report as reports
-from reconciler.attempts import LOOP_BUDGET, loop_pause
 from reconciler.cli.base import (
     AllowMassChange,
     Check,
@@ -27,15 +23,16 @@ from reconciler.cli.base import (
     Once,
     Output,
     OutputFormat,
+    Pull,
     Retry,
     app,
     fail,
     print_json,
     settings_for,
 )
-from reconciler.kinds.base import seconds
 from reconciler.lease import BusyError
-from reconciler.model import ConfigurationError, ExitCode, LeaseLostError, Problem, Report, RunError
+from reconciler.model import ConfigurationError, Event, ExitCode, LeaseLostError, Problem, Report, RunError
+from reconciler.revisions import Follower, InForce
 from reconciler.store import StoreError
 
 
@@ -46,6 +43,7 @@ def root(  # noqa: PLR0917 - a command's options
     check: Check = False,
     retry: Retry = False,
     allow_mass_change: AllowMassChange = False,
+    pull: Pull = False,
     limit: Limit = None,
     kind: Kinds = None,
     desired: Desired = None,
@@ -75,13 +73,15 @@ def root(  # noqa: PLR0917 - a command's options
     if once or check:
         # Unwinding ends Ansible and removes the request files; the default action would do neither.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-        raise typer.Exit(_one_pass(found, scope, output))
-    raise typer.Exit(_continuous(found, scope, output))
+        raise typer.Exit(_one_pass(found, scope, output, pull=pull))
+    raise typer.Exit(
+        _continuous({"desired": desired, "inventory": inventory, "db": db}, scope, output, pull=pull)
+    )
 
 
 def _refuse_options_of_a_pass(context: typer.Context, output: Output) -> None:
     """A command of its own takes none of them."""
-    for name in ("once", "check", "limit", "kind", "retry", "allow_mass_change"):
+    for name in ("once", "check", "limit", "kind", "retry", "allow_mass_change", "pull"):
         if context.params[name]:
             option = f"--{name.replace('_', '-')}"
             message = f"{option} goes with a pass, not with the command {context.invoked_subcommand}"
@@ -92,23 +92,18 @@ def _kinds(text: str | None) -> tuple[str, ...] | None:
     return tuple(word.strip() for word in text.split(",") if word.strip()) if text else None
 
 
-class CouldNotRun(typer.Exit):
-    """The pass did not happen; ``in_order`` where that is nobody's fault, as another one is under way."""
-
-    def __init__(self, in_order: bool, code: int) -> None:  # noqa: FBT001 - an exception's arguments
-        super().__init__(code)
-        self.in_order = in_order
-
-
-def _one_pass(found: settings.Settings, scope: assemble.Scope, output: Output) -> int:
+def _one_pass(found: settings.Settings, scope: assemble.Scope, output: Output, *, pull: bool) -> int:
     """One pass from settings to exit code; the report goes to standard output."""
     try:
+        force = _pulled(found, pull=pull)
+        if force:
+            found, scope = force.settings, replace(scope, revision=force.revision)
         with render.Watch(quiet=output is Output.JSON) as watch:
-            result = assemble.one_pass(found, scope, watch.on_run, watch.on_node)
+            result = assemble.one_pass(found, scope, watch.on_run, watch.on_node, _listener(found))
     except ConfigurationError as error:
         fail(error, output)
     except (BusyError, RunError, StoreError) as error:
-        raise CouldNotRun(isinstance(error, BusyError), _not_run(error, output)) from error
+        return _not_run(error, output)
     except LeaseLostError as error:
         if output is Output.JSON:
             print_json(
@@ -122,7 +117,41 @@ def _one_pass(found: settings.Settings, scope: assemble.Scope, output: Output) -
     _print_report(result, output)
     if not scope.check:
         assemble.tell(found)
-    return int(result.exit_code)
+    # What the newest revision wants was not done, whatever became of the last good one.
+    return int(ExitCode.NOT_FIXED if force and force.rejected else result.exit_code)
+
+
+def _pulled(found: settings.Settings, *, pull: bool) -> InForce | None:
+    """The revision to work from, after asking its repository; None where the files are taken as they are."""
+    if not (pull or found.git.url):
+        return None
+    follower = Follower.of(found)
+    follower.fetch()
+    force = follower.in_force()
+    err = render.console(stderr=True)
+    if force.unreachable:
+        said = (
+            f"warning: the repository cannot be asked ({force.unreachable}); going on with {force.revision}"
+        )
+        err.print(said, markup=False, soft_wrap=True)
+    if force.rejected:
+        err.print(
+            f"error: revision {force.rejected} is not carried out, {force.revision} stays in force:",
+            markup=False, soft_wrap=True,
+        )  # fmt: skip
+        for problem in force.problems:
+            err.print(f"  {problem}", markup=False, soft_wrap=True)
+    return force
+
+
+def _listener(found: settings.Settings) -> Callable[[Event], None]:
+    """Who hears of events while a single pass runs: logs, where they are asked for."""
+    if found.log_format in ("auto", "none"):
+        return lambda _event: None
+    from reconciler.logs import Log, configure
+
+    configure(found.log_level, found.log_format)
+    return Log().event
 
 
 def _not_run(error: Exception, output: Output) -> int:
@@ -147,41 +176,21 @@ def _print_report(result: Report, output: Output) -> None:
         render.report(result, render.console())
 
 
-def _continuous(found: settings.Settings, scope: assemble.Scope, output: Output) -> int:
-    """A pass per interval until SIGTERM or SIGINT; a pass under way is finished first."""
-    stop = threading.Event()
+def _continuous(given: dict[str, Any], scope: assemble.Scope, output: Output, *, pull: bool) -> int:
+    """A pass whenever something is due, until SIGTERM or SIGINT."""
+    # Imported here: a single pass needs neither, and every tenth of a second before Ansible starts counts.
+    from reconciler.daemon import Daemon
+    from reconciler.logs import Log, configure
 
-    def on_signal(_number: int, _frame: object) -> None:
-        if stop.is_set():  # asked twice: do not even finish the pass
-            raise KeyboardInterrupt
-        stop.set()
+    def hear(report: Report) -> None:
+        if output is Output.JSON:
+            print_json(reports.as_json(report))
+            sys.stdout.flush()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, on_signal)
-    pause = seconds(found.interval)
-    scope = replace(scope, next_in=pause)
-    code, failures = int(ExitCode.AS_DESIRED), 0
-    while not stop.is_set():
-        began = time.monotonic()
-        code, could_run = _guarded_pass(found, scope, output)
-        failures = 0 if could_run else failures + 1
-        if failures >= LOOP_BUDGET:
-            said = f"error: {failures} passes in a row could not run; ending, for a supervisor to start anew"
-            render.console(stderr=True).print(said, markup=False, soft_wrap=True)
-            return int(ExitCode.NOT_FIXED)
-        wanted = loop_pause(pause, failures) * random.uniform(0.9, 1.1)  # noqa: S311 - spreads load, guards nothing
-        stop.wait(max(0.0, wanted - (time.monotonic() - began)))
-    return code
-
-
-def _guarded_pass(found: settings.Settings, scope: assemble.Scope, output: Output) -> tuple[int, bool]:
-    """The exit code of a pass of many, and whether it could run at all; nothing that it raises ends the others."""
     try:
-        return _one_pass(found, scope, output), True
-    except CouldNotRun as error:
-        return error.exit_code, error.in_order
-    except typer.Exit as error:  # the desired state is invalid now; the next edit may mend it
-        return error.exit_code, True
-    except Exception:
-        logging.getLogger(__name__).exception("the pass ended with an error of its own")
-        return int(ExitCode.NOT_FIXED), False
+        found = settings.load(**given)
+        if found.log_format != "none":
+            configure(found.log_level, "console" if found.log_format == "auto" else found.log_format)
+        return Daemon(lambda: settings.load(**given), scope, hear, Log(), pull=pull).run()
+    except (ConfigurationError, BusyError) as error:
+        fail(error if isinstance(error, ConfigurationError) else ConfigurationError(str(error)), output)

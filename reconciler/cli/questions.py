@@ -42,7 +42,7 @@ def validate(
     """Check the desired state alone: every mistake with file, line, column and the way out."""
     found, output = given(context, desired=desired, inventory=inventory, output=output)
     try:
-        everything, _wanted, nodes = assemble.desired_state(found, assemble.Scope())
+        everything, _wanted, nodes = assemble.desired_state(assemble.located(found), assemble.Scope())
     except ConfigurationError as error:
         fail(error, output)
     if output is Output.JSON:
@@ -135,7 +135,7 @@ def explain(  # noqa: PLR0917 - a command's options
     found, output = given(context, desired=desired, inventory=inventory, db=db, output=output)
     store = open_store(found, output)
     try:
-        everything, _wanted, _inventory = assemble.desired_state(found, assemble.Scope())
+        everything, _wanted, _inventory = assemble.desired_state(assemble.located(found), assemble.Scope())
         document = explain_lines(resource, everything, store)
     except ConfigurationError as error:
         fail(error, output)

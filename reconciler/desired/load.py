@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -64,6 +65,35 @@ class Desired:
             if rid.node in wanted and (some is None or rid.kind in some)
         }
         return replace(self, resources=kept)
+
+    def without(self, rested: AbstractSet[ResourceId]) -> Desired:
+        """Less what was looked at lately; but what belongs together is looked at together.
+
+        A service is planned with the file that it reads, and nothing is repaired before what it depends on was seen.
+        """
+        kept = {rid for rid in self.resources if rid not in rested}
+        linked = self._links()
+        waiting = list(kept)
+        while waiting:
+            more = linked.get(waiting.pop(), set()) - kept
+            kept |= more
+            waiting += more
+        return replace(self, resources={rid: r for rid, r in self.resources.items() if rid in kept})
+
+    def _links(self) -> dict[ResourceId, set[ResourceId]]:
+        """What each resource belongs together with: by ``depends_on``, and by files that one writes and one reads."""
+        files: dict[tuple[str, str], set[ResourceId]] = {}
+        linked: dict[ResourceId, set[ResourceId]] = {}
+        for rid, resource in self.resources.items():
+            for path in resource.paths_written | resource.paths_read:
+                files.setdefault((rid.node, path), set()).add(rid)
+            for other in resource.depends_on:
+                linked.setdefault(rid, set()).add(other)
+                linked.setdefault(other, set()).add(rid)
+        for group in files.values():
+            for rid in group:
+                linked.setdefault(rid, set()).update(group)
+        return linked
 
 
 def load(directory: Path, inventory: Inventory) -> Desired:

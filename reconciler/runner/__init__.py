@@ -26,6 +26,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
+from reconciler import systemd
 from reconciler.model import RunError
 from reconciler.paths import ansible_home, control_sockets, playbook
 
@@ -276,6 +277,7 @@ def _lines(process: subprocess.Popen[bytes], deadline: float) -> Iterator[dict[s
         while selector.get_map():
             if time.monotonic() > deadline:
                 raise RunError("the playbook did not end in time and was ended")
+            systemd.alive()
             for key, _mask in selector.select(timeout=1):
                 chunk = os.read(key.fd, 1 << 16)
                 if not chunk:

@@ -59,7 +59,7 @@ def test_default_policy(fleet: Fleet) -> None:
     fleet.write("tools: [{name: t, nodes: node-1}]\n")
     policy = fleet.resource("node-1/tool/t").policy
     assert policy.mode is Mode.ENFORCE
-    assert (policy.interval, policy.retry_interval, policy.max_attempts) == (300.0, 60.0, 2)
+    assert (policy.interval, policy.retry_interval, policy.max_attempts) == (None, 60.0, 2)
     assert not policy.allow_become
 
 
