@@ -187,14 +187,14 @@ class Mirror:
             )  # fmt: skip
         except OSError as error:
             raise SourceError(f"{argv[0]} cannot be started: {error.strerror}") from error
-        try:
-            out, err = _communicate(process, self.timeout)
-        except subprocess.TimeoutExpired:
-            raise SourceError(f"git did not answer within {self.timeout:g} seconds") from None
-        finally:
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        with process:
+            try:
+                out, err = _communicate(process, self.timeout)
+            except subprocess.TimeoutExpired:
+                raise SourceError(f"git did not answer within {self.timeout:g} seconds") from None
+            finally:
+                with suppress(ProcessLookupError, PermissionError):
+                    os.killpg(process.pid, signal.SIGKILL)
         if process.returncode != 0:
             raise SourceError(" ".join(err.split())[-400:] or f"git ended with status {process.returncode}")
         return out
