@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from reconciler import demand, notify, render, scaffold, suspensions
+from reconciler import backups, demand, notify, render, scaffold, suspensions
 from reconciler.alert_table import NO_ROUTE, tried_document, tried_table
 from reconciler.cli.base import (
     Database,
@@ -18,6 +18,7 @@ from reconciler.cli.base import (
     app,
     fail,
     given,
+    open_store,
     say,
     show,
 )
@@ -101,6 +102,26 @@ def notify_test(context: typer.Context, output: OutputFormat = Output.TEXT) -> N
     errors = notify.try_routes(found.notify, 30.0)
     show(tried_document(found.notify, errors), output, tried_table)
     raise typer.Exit(ExitCode.NOT_FIXED if any(errors.values()) else ExitCode.AS_DESIRED)
+
+
+@app.command()
+def backup(
+    context: typer.Context,
+    directory: Annotated[Path, typer.Argument(help="Where backups are kept; made where it is missing.")],
+    keep_days: Annotated[
+        int, typer.Option("--keep-days", min=1, help="Older ones are removed, once a new one was made.")
+    ] = 30,
+    db: Database = None,
+    output: OutputFormat = Output.TEXT,
+) -> None:
+    """Back up the reconciler's own database: whole, opened and checked; passes may go on meanwhile."""
+    found, output = given(context, db=db, output=output)
+    open_store(found, output).close()
+    try:
+        document = backups.backup(found.db, directory, keep_days)
+    except ConfigurationError as error:
+        fail(error, output)
+    say(document, output)
 
 
 @app.command()
