@@ -24,7 +24,7 @@ from reconciler.api.stream import Streams
 from reconciler.store import Store, StoreError
 
 STATIC = Path(__file__).parent / "static"
-_TYPES = {".js": "text/javascript; charset=utf-8", ".css": "text/css; charset=utf-8"}
+_TYPES = {".svg": "image/svg+xml", ".js": "text/javascript; charset=utf-8", ".css": "text/css; charset=utf-8"}
 _METRICS = "text/plain; version=0.0.4; charset=utf-8"
 
 
