@@ -109,6 +109,80 @@ def _m005_asks(db: sqlite_utils.Database) -> None:
     """)
 
 
+# Upper bounds, in seconds, of the histograms below; what is longer counts as "+Inf".
+PASS_BOUNDS = (1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
+REPAIR_BOUNDS = (5, 10, 30, 60, 300, 900, 1800, 3600, 14400, 86400, 604800)
+
+
+def _m006_totals(db: sqlite_utils.Database) -> None:
+    """Sums that only ever grow, whoever writes and whatever is pruned: the database itself keeps them."""
+    tables = {"passes": _PASS_SUMS, "guardian_events": _EVENT_SUMS}
+    script = ["BEGIN IMMEDIATE", _TOTALS, "DELETE FROM totals"]
+    for table, sums in tables.items():
+        # What is there already, as if each row came in now; then whatever comes in.
+        script.append(f"DROP TRIGGER IF EXISTS totals_of_{table}")
+        script += [
+            _adding((what.replace("NEW.", "row."), condition.replace("NEW.", "row.")), f"{table} AS row")
+            for what, condition in sums
+        ]
+        body = ";\n".join(_adding(part, "(SELECT 1)") for part in sums)
+        script.append(f"CREATE TRIGGER totals_of_{table} AFTER INSERT ON {table} BEGIN\n{body};\nEND")
+    db.conn.executescript(";\n".join([*script, "COMMIT;"]))
+
+
+_TOTALS = """CREATE TABLE IF NOT EXISTS totals (
+    name TEXT NOT NULL, kind TEXT NOT NULL, label TEXT NOT NULL, value REAL NOT NULL,
+    PRIMARY KEY (name, kind, label)
+) WITHOUT ROWID"""
+
+
+def _bucket(value: str, bounds: tuple[float, ...]) -> str:
+    cases = " ".join(f"WHEN {value} <= {bound} THEN '{float(bound)}'" for bound in bounds)
+    return f"CASE {cases} ELSE '+Inf' END"
+
+
+def _adding(what: tuple[str, str], rows: str) -> str:
+    """Add (``name, kind, label, value``, condition) of rows; of ``last_success`` the newest counts."""
+    columns, condition = what
+    return (
+        f"INSERT INTO totals SELECT {columns} FROM {rows} WHERE {condition} "  # noqa: S608 - constants below
+        "ON CONFLICT (name, kind, label) DO UPDATE SET value = "
+        "iif(name = 'last_success', max(value, excluded.value), value + excluded.value)"
+    )
+
+
+_REST = "substr(NEW.issue_key, instr(NEW.issue_key, '/') + 1)"
+_KIND = f"substr({_REST}, 1, instr({_REST}, '/') - 1)"
+# From the last detection to this end, unless another end lies between; in seconds, to the millisecond.
+_REPAIR = (
+    "round((julianday(NEW.timestamp) - julianday((SELECT d.timestamp FROM guardian_events d "
+    "WHERE d.issue_key = NEW.issue_key AND d.id < NEW.id AND d.status IN ('detected', 'fixed') "
+    "ORDER BY d.id DESC LIMIT 1))) * 86400, 3)"
+)
+_ENDS_AN_EPISODE = (
+    "NEW.status = 'fixed' AND 'detected' = (SELECT d.status FROM guardian_events d WHERE d.issue_key = NEW.issue_key "
+    "AND d.id < NEW.id AND d.status IN ('detected', 'fixed') ORDER BY d.id DESC LIMIT 1)"
+)
+_PASS_SUMS = (
+    ("'passes', '', CAST(NEW.exit_code AS TEXT), 1", "true"),
+    ("'pass_seconds_sum', '', '', NEW.seconds", "true"),
+    (f"'pass_seconds_bucket', '', {_bucket('NEW.seconds', PASS_BOUNDS)}, 1", "true"),
+    # Drift that is left alone on purpose is no failure.
+    (
+        "'last_success', '', '', CAST(strftime('%s', NEW.started) AS REAL) + NEW.seconds",
+        "NEW.exit_code IN (0, 2)",
+    ),
+)
+_EVENT_SUMS = (
+    (
+        f"'attempts', {_KIND}, NEW.status, 1",
+        "NEW.fix_attempts > 0 AND NEW.status IN ('fixed', 'failed', 'rolled_back')",
+    ),
+    (f"'repair_seconds_sum', {_KIND}, '', {_REPAIR}", _ENDS_AN_EPISODE),
+    (f"'repair_seconds_bucket', {_KIND}, {_bucket(_REPAIR, REPAIR_BOUNDS)}, 1", _ENDS_AN_EPISODE),
+)
+
+
 # Each may run again over its own half-done work: a process can end in the middle of one.
 MIGRATIONS: tuple[Callable[[sqlite_utils.Database], None], ...] = (
     _m001_initial,
@@ -116,4 +190,5 @@ MIGRATIONS: tuple[Callable[[sqlite_utils.Database], None], ...] = (
     _m003_alerts,
     _m004_safety,
     _m005_asks,
+    _m006_totals,
 )

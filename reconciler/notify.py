@@ -14,10 +14,9 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Any
 
-from reconciler.settings import Route
+from reconciler.settings import Route, referred
 from reconciler.store import Store, now_text
 
 # The first repetition comes after about a minute, later ones after up to an hour.
@@ -38,21 +37,10 @@ class RouteError(Exception):
 
 def address(route: Route) -> str:
     """The Apprise URL that a route refers to. Raises RouteError."""
-    kind, _, name = route.url.partition(":")
-    if kind == "$env":
-        if not os.environ.get(name):
-            raise RouteError(f"the environment has no {name}")
-        return os.environ[name].strip()
-    if kind == "$file":
-        try:
-            found = Path(name).expanduser().read_text(encoding="utf-8").strip()
-        except (OSError, ValueError, RuntimeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is not text"
-            raise RouteError(f"{name} cannot be read: {reason}") from None
-        if not found:
-            raise RouteError(f"{name} is empty")
-        return found
-    return route.url
+    try:
+        return referred(route.url)
+    except LookupError as error:
+        raise RouteError(str(error)) from None
 
 
 class Notifier:

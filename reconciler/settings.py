@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from pathlib import Path
@@ -53,6 +54,8 @@ class Route(BaseModel):
     """The levels that are told there."""
     resolved: bool = True
     """Whether it is also told when an alert is over."""
+    reports: bool = False
+    """Whether ``reconcile report --send`` goes there."""
 
 
 def _distinct(routes: tuple[Route, ...]) -> tuple[Route, ...]:
@@ -74,7 +77,7 @@ def _http(url: str) -> str:
 def _reference(text: str) -> str:
     if not REFERENCE.fullmatch(text):
         raise PydanticCustomError(
-            "secret", "refer to the key with $env:NAME or $file:/path; it may not stand here"
+            "secret", "refer to it with $env:NAME or $file:/path; it may not stand here"
         )
     return text
 
@@ -157,6 +160,21 @@ class GitSettings(BaseModel):
     """The longest that asking may take."""
 
 
+class HttpSettings(BaseModel):
+    """Where a daemon answers over HTTP: health, metrics, the fleet page."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    enabled: bool = True
+    """Whether it does."""
+    host: Word = "127.0.0.1"
+    """The address that it listens on; any but this machine's own needs a token."""
+    port: int = Field(9180, ge=0, le=65535)
+    """The port; 0 takes a free one."""
+    token: Annotated[str, AfterValidator(_reference)] | None = None
+    """Where the token is that callers show: ``$env:NAME`` or ``$file:/path``."""
+
+
 class Settings(BaseSettings):
     """Where things are and how Ansible is run."""
 
@@ -200,6 +218,8 @@ class Settings(BaseSettings):
     """Who is told of alerts."""
     analysis: AnalysisSettings = AnalysisSettings()
     """Who judges issues, and what may be done with what they propose."""
+    http: HttpSettings = HttpSettings()
+    """Where a daemon answers over HTTP."""
 
     @classmethod
     def settings_customise_sources(
@@ -212,6 +232,25 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Command line, environment, file."""
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+
+def referred(reference: str) -> str:
+    """What ``$env:NAME`` or ``$file:/path`` refers to; any other text is itself. Raises LookupError."""
+    kind, _, name = reference.partition(":")
+    if kind == "$env":
+        if not os.environ.get(name):
+            raise LookupError(f"the environment has no {name}")
+        return os.environ[name].strip()
+    if kind == "$file":
+        try:
+            found = Path(name).expanduser().read_text(encoding="utf-8").strip()
+        except (OSError, ValueError, RuntimeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is not text"
+            raise LookupError(f"{name} cannot be read: {reason}") from None
+        if not found:
+            raise LookupError(f"{name} is empty")
+        return found
+    return reference
 
 
 def load(**given: Any) -> Settings:
@@ -230,7 +269,7 @@ def _problem(item: Any) -> Problem:
     name = str(item["loc"][0]) if item["loc"] else "settings"
     if name == "notify":
         return _route_problem(item)
-    if name in ("analysis", "git"):
+    if name in _TABLES:
         return _table_problem(name, item)
     if item["type"] == "extra_forbidden":
         return Problem(f"unknown setting {name!r}", Mark(FILE), "known: " + ", ".join(Settings.model_fields))
@@ -253,6 +292,7 @@ def _route_problem(item: Any) -> Problem:
 _TABLES: dict[str, tuple[type[BaseModel], str]] = {
     "analysis": (AnalysisSettings, "docs/analysis.md"),
     "git": (GitSettings, "docs/running.md"),
+    "http": (HttpSettings, "docs/http.md"),
 }
 
 

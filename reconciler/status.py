@@ -13,16 +13,18 @@ from rich.text import Text
 
 from reconciler.desired.load import Desired
 from reconciler.desired.places import suggestion
+from reconciler.episodes import PERIOD, episodes_since, repair_json, repairs, took
 from reconciler.model import SECRET, ConfigurationError, Problem, Repairs, ResourceId
 from reconciler.plan import suspended_by, suspension
 from reconciler.render import STYLES, change_text
 from reconciler.store import Store, now_text
+from reconciler.wording import LEVELS, level_of
 
 MARKS = {"True": "✓", "False": "✗", "Unknown": "?"}
 
 
 def status_document(store: Store, limit: str | None = None) -> dict[str, Any]:
-    """Conditions per node, the last pass, and a score: the share of resources that are as desired, in percent."""
+    """Conditions per node, passes, suspensions, times to repair; a score is the percentage that is as desired."""
     conditions = [row for row in store.conditions().values() if limit in (None, row["node"])]
     suspensions, now = store.suspensions(), datetime.now(UTC)
     for row in conditions:  # also what was said since the last pass
@@ -31,9 +33,26 @@ def status_document(store: Store, limit: str | None = None) -> dict[str, Any]:
     nodes: dict[str, list[dict[str, Any]]] = {}
     for row in conditions:
         nodes.setdefault(row["node"], []).append(row)
+    last = store.last_pass()
+    found = [e for e in episodes_since(store, now - PERIOD) if limit in (None, e.id.node)]
     return {
-        "last_pass": store.last_pass(),
+        "last_pass": last,
+        "next_pass": last["next"] if last else None,
         "score": _score(conditions),
+        "counts": dict(Counter(row["status"] for row in conditions)),
+        "unknown_nodes": [n for n, rows in nodes.items() if all(r["status"] == "Unknown" for r in rows)],
+        "suspensions": [
+            {
+                "target": target,
+                "reason": said.reason,
+                "owner": said.owner,
+                "until": now_text(said.until) if said.until else None,
+            }
+            for target, said in suspensions.items()
+            if said.holds(now)
+        ],
+        "open_alerts": _open_alerts(store),
+        "repairs": [repair_json(row) for row in repairs(found)],
         "nodes": {
             node: {
                 "score": _score(rows),
@@ -58,6 +77,17 @@ def status_document(store: Store, limit: str | None = None) -> dict[str, Any]:
             for node, rows in nodes.items()
         },
     }
+
+
+def _open_alerts(store: Store) -> dict[str, int]:
+    """How many alerts are open, by level."""
+    rows = store.db.query(
+        "SELECT severity, count(*) AS times FROM alerts WHERE status = 'open' GROUP BY severity"
+    )
+    found = dict.fromkeys(LEVELS, 0)
+    for row in rows:
+        found[level_of(row["severity"])] += row["times"]
+    return found
 
 
 def _score(rows: list[dict[str, Any]]) -> int | None:
@@ -92,9 +122,15 @@ def status_table(document: dict[str, Any], out: Console) -> None:
     for node in document["nodes"].values():
         for row in node["resources"]:
             _told(row, out)
+    _suspended(document, out)
+    _repaired(document, out)
+    alerts = {level: count for level, count in document["open_alerts"].items() if count}
+    if alerts:
+        said = ", ".join(f"{count} {level}" for level, count in alerts.items())
+        out.print(f"open alerts: {said}; see: reconcile alerts", soft_wrap=True)
     last = document["last_pass"]
     if last:
-        coming = f"; next pass {last['next']}" if last["next"] else ""
+        coming = f"; next pass {document['next_pass']}" if document["next_pass"] else ""
         said = f"last pass {last['started']} ({last['scope']}, {last['seconds']} s, exit {last['exit_code']}){coming}"
         out.print(said, soft_wrap=True)
 
@@ -108,6 +144,30 @@ def _told(row: dict[str, Any], out: Console) -> None:
         what = row["message"] or "; ".join(map(change_text, row["changes"] or []))
         line = Text.assemble(name, (f"{row['reason']} ", STYLES[row["status"]]))
         out.print(line + Text(f"since {row['since']}: {what}"), soft_wrap=True)
+
+
+def _suspended(document: dict[str, Any], out: Console) -> None:
+    """What people said, also where it covers nothing any more."""
+    for row in document["suspensions"]:
+        end = f"until {row['until']}" if row["until"] else f"until: reconcile resume {row['target']}"
+        out.print(
+            f"suspended {row['target']} by {row['owner']} {end}: {row['reason']}",
+            markup=False,
+            soft_wrap=True,
+        )
+
+
+def _repaired(document: dict[str, Any], out: Console) -> None:
+    """Times to repair, per kind."""
+    if not document["repairs"]:
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("TIME TO REPAIR (30 d)", "EPISODES", "MEAN", "MEDIAN", "95 %", "LONGEST", "OPEN"):
+        table.add_column(column, justify="left" if column.startswith("TIME") else "right", no_wrap=True)
+    for row in document["repairs"]:
+        times = (took(row[f"{name}_seconds"]) for name in ("mean", "median", "p95", "longest"))
+        table.add_row(row["kind"], str(row["count"]), *times, str(row["open"]))
+    out.print(table)
 
 
 def explain_lines(text: str, desired: Desired, store: Store) -> dict[str, Any]:
