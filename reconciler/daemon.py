@@ -18,6 +18,8 @@ from datetime import UTC, datetime, timedelta
 from types import FrameType
 
 from reconciler import asks, assemble, systemd
+from reconciler.api.server import Server
+from reconciler.api.state import DaemonState
 from reconciler.asks import Ask
 from reconciler.assemble import Scope
 from reconciler.attempts import LOOP_BUDGET, loop_pause
@@ -115,13 +117,13 @@ class Daemon:
         self._silent: set[str] = set()
         self._wake = threading.Event()
         self._signals: set[int] = set()
-        self._begun: tuple[Ask, ...] = ()
+        self._waiting = 0
 
     # --- from start to end ---
 
     def run(self) -> int:
         """Until SIGTERM or SIGINT. The exit code of the last pass; 3 where passes kept failing. Raises BusyError."""
-        with instance(self.settings.db), self._signalled():
+        with instance(self.settings.db), self._signalled(), self._serving():
             self._follow()
             systemd.notify("READY=1", "STATUS=looking for the first time")
             self.log.say("info", "started", interval=self.settings.interval, db=str(self.settings.db))
@@ -148,6 +150,29 @@ class Daemon:
             signal.setitimer(signal.ITIMER_REAL, 0)
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    @contextmanager
+    def _serving(self) -> Iterator[None]:
+        """Answer over HTTP meanwhile, from a thread that only reads the store. Raises ConfigurationError."""
+        if not self.settings.http.enabled:
+            yield
+            return
+        server = Server(self.settings, self.state)
+        server.start()
+        self.log.say("info", "answering over HTTP", url=server.url)
+        try:
+            yield
+        finally:
+            server.stop()
+
+    def state(self) -> DaemonState:
+        """For whoever looks from another thread: nothing here changes under them."""
+        passes = self.counts.passes
+        return DaemonState(
+            running_since=self.running_since, next_pass=self.next_pass(), queue=self._waiting, revision=self.revision,
+            problems=tuple(self.problems.values()), errors=self.counts.errors,
+            passes={result: passes[result] for result in UNRECORDED if passes[result]}, stopping=self.stopping,
+        )  # fmt: skip
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         if number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM):
@@ -196,7 +221,9 @@ class Daemon:
         if not self.settings.db.exists():
             return ()
         with suppress(StoreError, ConfigurationError), closing(Store(self.settings.db)) as store:
-            return tuple(asks.waiting(store))
+            found = tuple(asks.waiting(store))
+            self._waiting = len(found)
+            return found
         return ()
 
     def _fetched(self) -> bool:
@@ -342,11 +369,9 @@ class Daemon:
     # --- words ---
 
     def _problem(self, name: str, text: str) -> None:
-        """What ``/readyz`` gives as a reason; empty: it is over."""
-        if text:
-            self.problems[name] = text
-        else:
-            self.problems.pop(name, None)
+        """What ``/readyz`` gives as a reason; empty: it is over. Replaced, never changed: another thread reads it."""
+        others = {key: value for key, value in self.problems.items() if key != name}
+        self.problems = {**others, name: text} if text else others
 
     def _tell(self, reason: str, detail: str, advice: str = "") -> None:
         """Open an alert about the fleet as a whole, or end it (no detail); delivered with those of the pass."""
@@ -389,6 +414,8 @@ class Daemon:
         )  # fmt: skip
 
 
+# Ends of passes that left no record in the store.
+UNRECORDED = ("abandoned", "busy", "error", "invalid", "lease_lost", "refused")
 RESULTS = {
     ExitCode.AS_DESIRED: "as_desired",
     ExitCode.CONFIGURATION: "invalid",

@@ -36,7 +36,8 @@ class Service:
         return self.process.pid
 
     def start(self, *arguments: str, interval: str = "1h", **env: str) -> None:
-        more = {"RECONCILER_INTERVAL": interval, "RECONCILER_LOG_FORMAT": "json", **self.env, **env}
+        quiet = {"RECONCILER_LOG_FORMAT": "json", "RECONCILER_HTTP__ENABLED": "false"}
+        more = {"RECONCILER_INTERVAL": interval, **quiet, **self.env, **env}
         errors = (self.directory / "log").open("ab")
         with errors:
             self.process = subprocess.Popen(

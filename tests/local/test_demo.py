@@ -81,7 +81,7 @@ def fixed(fleet: Path) -> int:
 
 def test_continuous_passes_repair_what_drifts_and_end_in_order(fleet: Path) -> None:
     """Also over a mistake in the desired state: it is told, nothing is touched, and the next edit mends it."""
-    env = {**os.environ, "RECONCILER_INTERVAL": "1s"}
+    env = {**os.environ, "RECONCILER_INTERVAL": "1s", "RECONCILER_HTTP__ENABLED": "false"}
     wrapper = fleet / "nodes/node-3/task-wrapper.sh"
     with subprocess.Popen(
         COMMAND, cwd=fleet, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

@@ -380,7 +380,9 @@ def test_loop_that_cannot_run_waits_longer_and_then_ends(
 
     monkeypatch.setattr(runner, "run", broken)
     monkeypatch.setattr(runner.Workspace, "start_ahead", lambda *_given: None)
-    said = reconcile("--db", "r.db", env={"RECONCILER_INTERVAL": "0.01s"})
+    said = reconcile(
+        "--db", "r.db", env={"RECONCILER_INTERVAL": "0.01s", "RECONCILER_HTTP__ENABLED": "false"}
+    )
     assert (said.code, len(passes)) == (3, 10)
     assert "ending, for a supervisor to start anew" in said.err
     assert [loop_pause(10, failures) for failures in (0, 1, 2, 3, 4, 9)] == [10, 10, 10, 20, 40, 160]
@@ -403,5 +405,5 @@ def test_invalid_desired_state_is_waited_out(fleet: Fleet, monkeypatch: pytest.M
 
     monkeypatch.setattr(threading.Event, "wait", wait)
     with pytest.raises(EnoughError):
-        reconcile("--db", "r.db", env={"RECONCILER_INTERVAL": "0.01s"})
+        reconcile("--db", "r.db", env={"RECONCILER_INTERVAL": "0.01s", "RECONCILER_HTTP__ENABLED": "false"})
     assert len(seen) >= 16
