@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-quick check lint types contracts ansible-lint molecule lab bench soak faults schema format clean
+.PHONY: help demo test test-quick check lint types contracts ansible-lint molecule lab bench soak faults schema reference format clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -49,6 +49,9 @@ soak: $(VENV)/.installed-dev ## 500 passes in one process: memory, open files an
 
 faults: $(VENV)/.installed-dev ## 50 passes ended at random moments on real nodes (root on Debian)
 	@RECONCILER_ROUNDS=50 $(BIN)/python -m pytest tests/nodes/test_kills.py -k random
+
+reference: $(VENV)/.installed ## Write docs/reference.md from the commands themselves
+	@$(BIN)/python -m reconciler.cli.reference > docs/reference.md
 
 schema: $(VENV)/.installed ## Write the JSON Schema that is shipped
 	@$(BIN)/reconcile schema > reconciler/desired_state.schema.json

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from reconciler import render, settings
 from reconciler import report as reports
+from reconciler.cli import completion
 from reconciler.model import ConfigurationError, ExitCode, Problem
 from reconciler.store import Store
 
@@ -42,9 +43,18 @@ InventoryPath = Annotated[
 ]
 Database = Annotated[Path | None, typer.Option("--db", help="SQLite file with events and conditions.")]
 OutputFormat = Annotated[Output, typer.Option("--output", "-o", help="text for people, json for programs.")]
-Limit = Annotated[str | None, typer.Option("--limit", "-l", help="Only nodes that match this host pattern.")]
-OneNode = Annotated[str | None, typer.Option("--node", help="Only this node.")]
-OneKind = Annotated[str | None, typer.Option("--kind", "-k", help="Only this kind.")]
+Limit = Annotated[
+    str | None,
+    typer.Option(
+        "--limit", "-l", help="Only nodes that match this host pattern.", autocompletion=completion.node
+    ),
+]
+OneNode = Annotated[
+    str | None, typer.Option("--node", help="Only this node.", autocompletion=completion.node)
+]
+OneKind = Annotated[
+    str | None, typer.Option("--kind", "-k", help="Only this kind.", autocompletion=completion.kind)
+]
 Since = Annotated[str | None, typer.Option("--since", help="Not older than this: 2h, 3d, or an ISO date.")]
 Once = Annotated[bool, typer.Option("--once", help="One pass, then exit with its result.")]
 Check = Annotated[
@@ -60,7 +70,12 @@ Pull = Annotated[
     bool,
     typer.Option("--pull", help="Fetch the desired state's repository first, and work from what it holds."),
 ]
-Kinds = Annotated[str | None, typer.Option("--kind", "-k", help="Only these kinds, separated by commas.")]
+Kinds = Annotated[
+    str | None,
+    typer.Option(
+        "--kind", "-k", help="Only these kinds, separated by commas.", autocompletion=completion.kind
+    ),
+]
 
 
 def settings_for(output: Output, **given: Any) -> settings.Settings:

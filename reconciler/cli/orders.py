@@ -9,6 +9,7 @@ import typer
 
 from reconciler import backups, demand, notify, render, scaffold, suspensions
 from reconciler.alert_table import NO_ROUTE, tried_document, tried_table
+from reconciler.cli import completion
 from reconciler.cli.base import (
     Database,
     Desired,
@@ -28,7 +29,12 @@ from reconciler.model import ConfigurationError, ExitCode
 @app.command()
 def suspend(  # noqa: PLR0917 - a command's options
     context: typer.Context,
-    target: Annotated[str, typer.Argument(help="NODE, NODE/KIND or NODE/KIND/NAME; * stands for any.")],
+    target: Annotated[
+        str,
+        typer.Argument(
+            help="NODE, NODE/KIND or NODE/KIND/NAME; * stands for any.", autocompletion=completion.target
+        ),
+    ],
     reason: Annotated[str, typer.Option("--reason", "-r", help="Why; shown wherever it is left alone.")],
     until: Annotated[
         str | None, typer.Option("--until", help="When it ends: 2h, 3d, or an ISO date; never without.")
@@ -51,7 +57,12 @@ def suspend(  # noqa: PLR0917 - a command's options
 @app.command()
 def resume(  # noqa: PLR0917 - a command's options
     context: typer.Context,
-    target: Annotated[str, typer.Argument(help="NODE, NODE/KIND or NODE/KIND/NAME; * stands for any.")],
+    target: Annotated[
+        str,
+        typer.Argument(
+            help="NODE, NODE/KIND or NODE/KIND/NAME; * stands for any.", autocompletion=completion.target
+        ),
+    ],
     reason: Annotated[str, typer.Option("--reason", "-r", help="Why; for the record.")] = "",
     desired: Desired = None,
     inventory: InventoryPath = None,
@@ -71,7 +82,11 @@ def resume(  # noqa: PLR0917 - a command's options
 def now(  # noqa: PLR0917 - a command's options
     context: typer.Context,
     target: Annotated[
-        str, typer.Argument(help="NODE, NODE/KIND or NODE/KIND/NAME; * stands for any. Without: everything.")
+        str,
+        typer.Argument(
+            help="NODE, NODE/KIND or NODE/KIND/NAME; * stands for any. Without: everything.",
+            autocompletion=completion.target,
+        ),
     ] = "",
     wait: Annotated[
         bool, typer.Option("--wait", "-w", help="Until the pass is over, and end with its exit code.")

@@ -10,6 +10,7 @@ import typer
 from reconciler import assemble, render
 from reconciler.alert_table import alerts_document, alerts_table
 from reconciler.alerts import Alerts
+from reconciler.cli import completion
 from reconciler.cli.base import (
     Database,
     Desired,
@@ -125,7 +126,7 @@ def alerts(  # noqa: PLR0917 - filters
 @app.command()
 def explain(  # noqa: PLR0917 - a command's options
     context: typer.Context,
-    resource: Annotated[str, typer.Argument(help="NODE/KIND/NAME")],
+    resource: Annotated[str, typer.Argument(help="NODE/KIND/NAME", autocompletion=completion.resource)],
     desired: Desired = None,
     inventory: InventoryPath = None,
     db: Database = None,
