@@ -42,9 +42,7 @@ def _no_secret(url: str) -> str:
 class Route(BaseModel):
     """Who is told of alerts: one ``[[notify]]`` table."""
 
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, hide_input_in_errors=True
-    )
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)
     """What it is called where deliveries are shown."""
@@ -123,7 +121,7 @@ class AnalysisSettings(BaseModel):
     Without an endpoint and without commands only the built-in rules do, and nothing is contacted.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     policy: Literal["suggest", "allowlisted", "full"] = "suggest"
     """What a proposal may lead to: nothing, an install method that is shipped, or commands as well."""
@@ -146,7 +144,7 @@ class AnalysisSettings(BaseModel):
 class GitSettings(BaseModel):
     """Which repository the desired state is taken from. Without ``url`` only ``--pull`` looks for one."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     url: Annotated[str, AfterValidator(_repository)] | None = None
     """The repository, as git understands it; ``desired`` and ``inventory`` are paths in it."""
@@ -163,7 +161,7 @@ class GitSettings(BaseModel):
 class HttpSettings(BaseModel):
     """Where a daemon answers over HTTP: health, metrics, the fleet page."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     enabled: bool = True
     """Whether it does."""
@@ -183,7 +181,6 @@ class Settings(BaseSettings):
         env_nested_delimiter="__",
         toml_file=FILE,
         extra="forbid",
-        use_attribute_docstrings=True,
     )
 
     desired: Path = Path("desired_state")

@@ -14,6 +14,7 @@ from reconciler.analyze.answer import FORMAT
 from reconciler.analyze.redact import redact
 from reconciler.kinds.base import Declaration
 from reconciler.kinds.registry import kinds
+from reconciler.kinds.words import descriptions
 from reconciler.model import Change, Question
 
 RECURRING = 3  # from here on an answer explains how to prevent it
@@ -96,6 +97,6 @@ def _proposable(kind: str) -> Mapping[str, str] | None:
     annotation = model.model_fields[model.PROPOSABLE].annotation
     for part in (annotation, *get_args(annotation)):
         if isinstance(part, type) and issubclass(part, BaseModel):
-            fields = part.model_fields.items()
-            return {name: str(field.description or "").split(". ")[0] for name, field in fields}
+            texts = descriptions(part)
+            return {name: texts.get(name, "").split(". ")[0] for name in part.model_fields}
     return None

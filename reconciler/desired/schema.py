@@ -6,11 +6,12 @@ import json
 from typing import Any
 
 from pydantic import BaseModel
-from pydantic.json_schema import GenerateJsonSchema, models_json_schema
+from pydantic.json_schema import models_json_schema
 
 from reconciler.desired.models import Header
 from reconciler.desired.references import KEYS
 from reconciler.kinds.registry import sections
+from reconciler.kinds.words import Described
 
 DRAFT = "http://json-schema.org/draft-07/schema#"
 HEADER_MODELS = ("Defaults", "Limits", "PolicyFields")
@@ -22,7 +23,7 @@ def schema() -> dict[str, Any]:
     """One schema for a whole file: the header's keys and one list per kind."""
     models: list[type[BaseModel]] = [Header, *sections().values()]
     references, definitions = models_json_schema(
-        [(model, "validation") for model in models], by_alias=True, schema_generator=GenerateJsonSchema
+        [(model, "validation") for model in models], by_alias=True, schema_generator=Described
     )
     found = definitions["$defs"]
     header = found.pop("Header")

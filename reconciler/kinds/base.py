@@ -66,7 +66,7 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9@._+:-]*$", max_leng
 class Strict(BaseModel):
     """No unknown keys, no conversions: a bare ``on`` is a boolean in YAML 1.1 and never a string here."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
 
 class Suspend(Strict):
@@ -241,8 +241,6 @@ class Context:
 
 class BodyFields(BaseModel):
     """Where the content of a managed file comes from."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
 
     src: str | None = Field(None, examples=["files/task-wrapper.sh"])
     """File beside the desired state; its bytes arrive unchanged."""
