@@ -57,7 +57,10 @@ def unready(
         reasons.append({"code": "NoPass", "message": "no pass has ended yet"})
     else:
         ended = datetime.fromisoformat(last["started"]) + timedelta(seconds=last["seconds"])
-        if now - ended > timedelta(seconds=_LATE * interval):
+        patience = timedelta(seconds=_LATE * interval)
+        # One that is under way, or that resources with longer intervals put off, is awaited as long.
+        awaited = max(filter(None, (ended, state.running_since, state.next_pass)))
+        if now - awaited > patience:
             message = f"the last pass ended {now_text(ended)}: more than {_LATE} intervals ago"
             reasons.append({"code": "TooOld", "message": message})
     reasons += [{"code": "Problem", "message": problem} for problem in state.problems]

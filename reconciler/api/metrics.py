@@ -6,6 +6,7 @@ process. Labels are nodes, kinds and constants, never names of resources or word
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
@@ -23,6 +24,7 @@ from prometheus_client.registry import Collector
 
 from reconciler import __version__
 from reconciler.api.state import DaemonState
+from reconciler.kinds.registry import kinds
 from reconciler.migrations import PASS_BOUNDS, REPAIR_BOUNDS
 from reconciler.model import ExitCode
 from reconciler.status import status_document
@@ -35,6 +37,7 @@ RESULTS = {
     ExitCode.UNKNOWN: "unknown",
 }
 _PREFIX = "reconciler_"
+_log = logging.getLogger(__name__)
 Totals = Mapping[str, Mapping[tuple[str, str], float]]
 """Name of a sum, then kind and label."""
 
@@ -62,6 +65,7 @@ class _Fleet(Collector):
         yield from _moment(document, totals, self.state)
         yield from _repairs(totals)
         yield from _conditions(document)
+        yield from _of_kinds(self.store.conditions())
 
 
 def _passes(totals: Totals, state: DaemonState) -> Iterator[Metric]:
@@ -141,6 +145,25 @@ def _conditions(document: Mapping[str, Any]) -> Iterator[Metric]:
         yield _gauge(
             "as_desired_ratio", "The share of resources that are as desired.", document["score"] / 100
         )
+
+
+def _of_kinds(conditions: Mapping[str, Mapping[str, Any]]) -> Iterable[Metric]:
+    """What kinds themselves read from the facts of their resources; the names and labels are theirs."""
+    found: dict[str, Metric] = {}
+    for row in conditions.values():
+        observed, kind = row["details"].get("observed"), kinds().get(row["kind"])
+        read = getattr(kind, "samples", None)
+        if read is None or not isinstance(observed, Mapping):
+            continue
+        try:
+            samples = list(read(row["name"], row["node"], observed))
+        except Exception:  # noqa: BLE001 - facts of one node must not silence all others
+            _log.exception("no samples of %s", row["issue_key"])
+            continue
+        for sample in samples:
+            family = found.setdefault(sample.name, GaugeMetricFamily(sample.name, sample.help))
+            family.add_sample(sample.name, dict(sample.labels), sample.value)
+    return found.values()
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:

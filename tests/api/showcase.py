@@ -37,7 +37,7 @@ RESOURCES: dict[str, tuple[str, dict[str, Any]]] = {
     "dispatch": ("schema", {"database": "~/dispatch.db"}),
     "task-wrapper": ("wrapper", {"dest": "~/task-wrapper.sh"}),
     "agent-env": ("wrapper", {"dest": "~/.config/agent.env"}),
-    "connection": ("ssh", {}),
+    "control": ("ssh", {}),
     "claude": ("tool", {}),
     "claude-glm": ("tool", {}),
     "mm": ("tool", {}),
@@ -112,6 +112,7 @@ class Showcase:
 
     def drift(self, key: str, name: str) -> None:
         """Something moved: from now on the resource says what the case of this name says."""
+        assert ResourceId.parse(key) in self.desired.resources
         self.nodes.cases[ResourceId.parse(key)] = name
 
     def stubborn(self, key: str, why: str) -> None:
@@ -191,7 +192,7 @@ def busy_night(fleet: Showcase) -> None:
     """A history worth looking at: repairs of a week, a service that does not stay up, a silent node, a suspension."""
     week = (
         ("node-3/wrapper/task-wrapper", "other_content", 90), ("node-5/tool/claude", "too_old", 1300),
-        ("node-2/ssh/connection", "dead_socket", 20), ("controller/schema/dispatch", "no_column", 45),
+        ("node-2/ssh/control", "dead_socket", 20), ("controller/schema/dispatch", "no_column", 45),
         ("node-4/service/task-watcher", "stopped", 610), ("node-1/tool/mm", "absent", 240),
         ("node-6/wrapper/agent-env", "other_mode", 15), ("node-2/service/task-watcher", "stopped", 180),
     )  # fmt: skip
