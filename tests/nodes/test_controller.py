@@ -3,6 +3,8 @@
 import json
 import os
 import random
+import re
+import socket
 import subprocess
 import sys
 import time
@@ -11,9 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import yaml
+from selenium.webdriver.common.by import By
 
+from tests.api.browser import started
 from tests.lab import Node
 from tests.local.test_demo import until
 from tests.nodes.conftest import Pool
@@ -39,6 +44,8 @@ class Controller:
     node: Node
     workers: list[Node]
     play: Callable[..., str]
+    port: int
+    fleet: Path
 
     def reconcile(self, words: str, *, check: bool = True) -> Any:
         """A question to the installed program, as its own user, with the answer read."""
@@ -63,6 +70,13 @@ class Controller:
         """So many more passes were made."""
         before = self.passes()
         assert until(lambda: self.passes() >= before + more, SLOW), self.journal()[-4000:]
+
+
+def free_port() -> int:
+    """One of the machine's, which its nodes share."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
@@ -90,9 +104,11 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-@pytest.fixture
-def controller(nodes: Pool, wheels: Path, tmp_path: Path) -> Controller:
-    """Installed over three nodes by the playbook, with a fleet of two workers; not looked at yet."""
+@pytest.fixture(scope="module")
+def installed(pool: Pool, wheels: Path, tmp_path_factory: pytest.TempPathFactory) -> Controller:
+    """Installed on one of three nodes by the playbook, with the two others as its fleet; nothing runs."""
+    tmp_path = tmp_path_factory.mktemp("controller")
+    nodes = pool
     first, *workers = nodes(3)
     bundle = subprocess.run(
         ["tar", "-c", "-C", wheels, "."], capture_output=True, check=True, timeout=120
@@ -115,12 +131,14 @@ def controller(nodes: Pool, wheels: Path, tmp_path: Path) -> Controller:
     (fleet / "desired_state/files/w.sh").write_text("#!/bin/sh\n# new\n")
     (wheel,) = wheels.glob("fleet_reconciler*.whl")
 
+    port = free_port()
+
     def play(*more: str) -> str:
         given = {
             "controller_hosts": first.name, "controller_packages": [], "controller_package": str(wheel),
             "controller_pip_arguments": "--no-index --find-links /var/tmp/wheels", "controller_fleet": str(fleet),
             "controller_interval": f"{INTERVAL}s", "controller_stop_timeout": 5,
-            "controller_settings": 'log_format = "json"\nlease = "5s"\n',
+            "controller_settings": f'log_format = "json"\nlease = "5s"\n[http]\nport = {port}\n',
             "controller_environment": {"AGENT_KEY": 'a "quoted" $value'}, "ansible_user": "root",
         }  # fmt: skip
         argv = [
@@ -142,7 +160,25 @@ def controller(nodes: Pool, wheels: Path, tmp_path: Path) -> Controller:
         allowed = node.read("/home/agent/.ssh/authorized_keys").decode()
         node.write("/home/agent/.ssh/authorized_keys", allowed + public, owner="agent", mode="0600")
     first.write(known, keys.known_hosts.read_bytes(), owner="reconciler", mode="0600")
-    return Controller(first, workers, play)
+    return Controller(first, workers, play, port, fleet)
+
+
+@pytest.fixture
+def controller(installed: Controller) -> Controller:
+    """As installed, with an empty database and workers that have nothing yet."""
+    node = installed.node
+    node.run("systemctl stop reconciler-once.timer reconciler.service reconciler-once.service", deadline=SLOW)
+    node.run("rm -rf /etc/systemd/system/reconciler.service.d && systemctl daemon-reload")
+    node.run(
+        f"rm -rf {HOME}/reconciler.db* {HOME}/alerts; journalctl --rotate && journalctl --vacuum-time=1s"
+    )
+    node.write(
+        "/etc/reconciler/desired_state/fleet.yml", (installed.fleet / "desired_state/fleet.yml").read_bytes()
+    )
+    for worker in installed.workers:
+        worker.uncut()
+        worker.run("rm -rf ~/w.sh* ~/s.db* ~/begun ~/go ~/sleepy.py ~/.local/state/reconciler", user="agent")
+    return installed
 
 
 DESIRED: dict[str, Any] = {
@@ -171,7 +207,36 @@ def as_desired(node: Node) -> bool:
     return node.run(script, user="agent", check=False).returncode == 0
 
 
-def test_service_keeps_a_fleet_as_desired_for_an_hour(controller: Controller) -> None:
+def check_agreement(controller: Controller, profile: Path) -> None:
+    """The API, the metrics and the page say what the events and the nodes say."""
+    url = f"http://127.0.0.1:{controller.port}"
+    names = {node.name for node in controller.workers}
+    status = httpx.get(f"{url}/api/status", timeout=20).json()
+    conditions = {
+        row["issue_key"]: row["status"] for node in status["nodes"].values() for row in node["resources"]
+    }
+    assert set(status["nodes"]) == names
+    assert set(conditions.values()) == {"True"}, conditions
+    assert httpx.get(f"{url}/readyz", timeout=20).status_code == 200
+    metrics = httpx.get(f"{url}/metrics", timeout=20).text
+    samples = re.findall(r"^reconciler_condition\{(.*)\} (\S+)$", metrics, re.MULTILINE)
+    good = sum(float(value) for labels, value in samples if 'status="True"' in labels)
+    assert good == len(conditions), samples
+    fixed = re.findall(r'^reconciler_attempts_total\{.*status="fixed".*\} (\S+)$', metrics, re.MULTILINE)
+    rows = controller.reconcile("events -n 100000")
+    assert sum(map(float, fixed)) == sum(row["status"] == "fixed" and row["fix_attempts"] > 0 for row in rows)
+    page = started(profile / "chromium")
+    try:
+        page.get(url + "/")
+        assert until(lambda: page.find_element(By.ID, "live").text == "live")
+        shown = page.find_element(By.TAG_NAME, "body").text
+        assert all(name in shown for name in names), shown
+        assert "100" in shown
+    finally:
+        page.quit()
+
+
+def test_service_keeps_a_fleet_as_desired_for_an_hour(controller: Controller, tmp_path: Path) -> None:
     """An hour's worth of passes in less time, with drift at random: each is repaired within the next interval."""
     said = controller.play()
     assert "failed=0" in said
@@ -196,6 +261,7 @@ def test_service_keeps_a_fleet_as_desired_for_an_hour(controller: Controller) ->
     assert sum(row["status"] == "fixing" for row in rows) == sum(
         row["status"] == "fixed" and row["fix_attempts"] > 0 for row in rows
     )
+    check_agreement(controller, tmp_path)
     environment = controller.node.run(
         "tr '\\0' '\\n' < /proc/$(systemctl show -P MainPID reconciler)/environ"
     ).stdout
