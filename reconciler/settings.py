@@ -191,7 +191,7 @@ class Settings(BaseSettings):
     """The SQLite file with events and conditions."""
     forks: int = Field(25, ge=1, le=500)
     """Nodes that are talked to at the same time."""
-    interval: Duration = "5m"
+    interval: Annotated[Duration, AfterValidator(_positive)] = "5m"
     """Continuous mode: time from the start of one pass to the start of the next, give or take a tenth."""
     timeout: Duration = "1h"
     """The longest that one playbook may run."""

@@ -48,6 +48,12 @@ def _is_duration(text: str) -> str:
     return text
 
 
+def _is_positive(text: str) -> str:
+    if seconds(text) <= 0:
+        raise ValueError("has to be longer than nothing")
+    return text
+
+
 def _mode(text: str) -> str:
     if not re.fullmatch(r"0?[0-7]{3,4}", text):
         raise ValueError('write permissions as an octal number in quotes, such as "0755"')
@@ -59,6 +65,7 @@ Duration = Annotated[
     BeforeValidator(_duration, json_schema_input_type=str | int | float),
     AfterValidator(_is_duration),
 ]
+PositiveDuration = Annotated[Duration, AfterValidator(_is_positive)]
 FileMode = Annotated[str, AfterValidator(_mode)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9@._+:-]*$", max_length=128)]
 
@@ -117,7 +124,7 @@ class PolicyFields(Strict):
 
     mode: Annotated[Mode | None, Field(strict=False)] = Field(None, examples=["warn"])
     """enforce: put right; warn: only tell; ignore: do not look."""
-    interval: Duration | None = Field(None, examples=["5m"])
+    interval: PositiveDuration | None = Field(None, examples=["5m"])
     """How often it is looked at in continuous mode."""
     retry_interval: Duration | None = Field(None, examples=["1m"])
     """How long after a failed repair the next one may start."""

@@ -313,12 +313,14 @@ def test_watchdog_restarts_a_service_that_hangs(controller: Controller) -> None:
 
 def test_timer_makes_single_passes_and_the_database_is_backed_up(controller: Controller) -> None:
     """The other way to run it; and the backup that comes with either."""
-    controller.play("-e", "controller_mode=timer")
+    controller.play("-e", "controller_mode=timer", "-e", "controller_log_file=/var/log/reconciler.log")
     assert controller.show("ActiveState") == "inactive"
     assert controller.show("ActiveState", "reconciler-once.timer") == "active"
     assert until(lambda: all(map(as_desired, controller.workers)), SLOW), controller.journal()
     drift(controller.workers[0], random.Random(1))
     assert until(lambda: all(map(as_desired, controller.workers)), SLOW), controller.journal()
+    assert "w.sh" in controller.node.read("/var/log/reconciler.log").decode()
+    assert b"/var/log/reconciler.log" in controller.node.read("/etc/logrotate.d/reconciler")
     controller.node.run("systemctl start reconciler-backup.service", deadline=SLOW)
     listing = controller.node.run(f"ls {HOME}/backups").stdout.split()
     assert len(listing) == 1

@@ -140,6 +140,7 @@ def test_settings_come_from_environment_and_file(fleet: Fleet) -> None:
         ('desird = "x"\n', "unknown setting 'desird'"),
         ("forks = 0\n", "the setting forks (RECONCILER_FORKS"),
         ('interval = "soon"\n', "the setting interval"),
+        ('interval = "0s"\n', "has to be longer than nothing"),
         ("forks = \n", "this is not TOML"),
     ):
         settings.write_text(text)

@@ -188,6 +188,12 @@ MISTAKES = [
         "write permissions as",
     ),
     (
+        "interval_of_nothing",
+        "tools:\n  - {name: t, nodes: all, interval: «0s»}\n",
+        "interval: '0s' will not do",
+        "has to be longer than nothing",
+    ),
+    (
         "bad_duration",
         "tools:\n  - {name: t, nodes: all, interval: «5 minutes»}\n",
         "interval: '5 minutes' will not do",
