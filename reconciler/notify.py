@@ -199,6 +199,25 @@ def pause(attempts: int) -> timedelta:
 
 def try_routes(routes: Sequence[Route], deadline_seconds: float) -> dict[str, str]:
     """Send a test message on every route; per route what went wrong, or nothing."""
+    messages = {}
+    for route in routes:
+        levels = ", ".join(route.levels)
+        body = f"What: a test of the route {route.name}\nNext: nothing; alerts of {levels} come this way."
+        messages[route.name] = {"title": "[test] reconcile: notifications arrive", "body": body}
+    return _at_once(routes, messages, deadline_seconds)
+
+
+def send_now(routes: Sequence[Route], message: Mapping[str, str], deadline_seconds: float) -> dict[str, str]:
+    """Send one message on every route, once, now; per route what went wrong, or nothing.
+
+    ``message`` has ``title``, ``body`` and the body's ``format``: text, html, or chat (Markdown).
+    """
+    return _at_once(routes, {route.name: message for route in routes}, deadline_seconds)
+
+
+def _at_once(
+    routes: Sequence[Route], wanted: Mapping[str, Mapping[str, str]], deadline_seconds: float
+) -> dict[str, str]:
     deadline = time.monotonic() + deadline_seconds
     found: dict[str, str] = {}
     messages: dict[str, list[Row]] = {}
@@ -209,11 +228,8 @@ def try_routes(routes: Sequence[Route], deadline_seconds: float) -> dict[str, st
         except RouteError as error:
             found[route.name] = str(error)
             continue
-        levels = ", ".join(route.levels)
-        body = f"What: a test of the route {route.name}\nNext: nothing; alerts of {levels} come this way."
-        title = "[test] reconcile: notifications arrive"
         messages[route.name] = [
-            {"id": number, "url": url, "level": "P2", "what": "opened", "title": title, "body": body}
+            {"id": number, "url": url, "level": "P2", "what": "opened", **wanted[route.name]}
         ]
     for answer in conversation(messages, deadline) if messages else ():
         if answer["state"] != "started":

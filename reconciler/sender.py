@@ -19,6 +19,11 @@ from urllib.parse import unquote
 import apprise
 
 _TYPES = {"P0": apprise.NotifyType.FAILURE, "P1": apprise.NotifyType.WARNING, "P2": apprise.NotifyType.INFO}
+_FORMATS = {
+    "text": apprise.NotifyFormat.TEXT,
+    "html": apprise.NotifyFormat.HTML,
+    "chat": apprise.NotifyFormat.MARKDOWN,
+}
 _STATUS = re.compile(r"error=([345]\d\d)\b")
 _HIDDEN = "(hidden)"
 
@@ -45,9 +50,8 @@ def send(message: Mapping[str, Any], timeout: float, heard: _Heard) -> str:
         server.socket_read_timeout = timeout
     kind = apprise.NotifyType.SUCCESS if message["what"] == "resolved" else _TYPES[message["level"]]
     heard.text = ""
-    if box.notify(
-        title=message["title"], body=message["body"], notify_type=kind, body_format=apprise.NotifyFormat.TEXT
-    ):
+    form = _FORMATS[message.get("format", "text")]
+    if box.notify(title=message["title"], body=message["body"], notify_type=kind, body_format=form):
         return ""
     said = heard.text
     status = _STATUS.search(said)

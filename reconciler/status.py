@@ -20,6 +20,7 @@ from reconciler.render import STYLES, change_text
 from reconciler.store import Store, now_text
 from reconciler.wording import LEVELS, level_of
 
+_SHOWN = ("issue_key", "kind", "name", "status", "reason", "message", "since", "seen")
 MARKS = {"True": "✓", "False": "✗", "Unknown": "?"}
 
 
@@ -57,19 +58,7 @@ def status_document(store: Store, limit: str | None = None) -> dict[str, Any]:
             node: {
                 "score": _score(rows),
                 "resources": [
-                    {
-                        key: row[key]
-                        for key in (
-                            "issue_key",
-                            "kind",
-                            "name",
-                            "status",
-                            "reason",
-                            "message",
-                            "since",
-                            "seen",
-                        )
-                    }
+                    {key: row[key] for key in _SHOWN}
                     | {key: row["details"].get(key) for key in ("changes", "suspended")}
                     for row in rows
                 ],
@@ -97,13 +86,28 @@ def _score(rows: list[dict[str, Any]]) -> int | None:
 
 
 def status_table(document: dict[str, Any], out: Console) -> None:
-    """Nodes down, resources across; then what is wrong, in words."""
-    columns = list(
-        dict.fromkeys(
-            f"{r['kind']}/{r['name']}" for node in document["nodes"].values() for r in node["resources"]
-        )
-    )
-    kinds = list(dict.fromkeys(column.split("/")[0] for column in columns))
+    """Nodes down, resources across; then what is wrong, in words, and what else there is to know."""
+    out.print(_matrix(document))
+    for name, node in document["nodes"].items():
+        if name in document["unknown_nodes"]:
+            _told_unknown(name, node["resources"], out)
+            continue
+        for row in node["resources"]:
+            _told(row, out)
+    _suspended(document, out)
+    _repaired(document, out)
+    alerts = [f"{count} {level}" for level, count in document["open_alerts"].items() if count]
+    if alerts:
+        out.print(f"open alerts: {', '.join(alerts)}; see: reconcile alerts", soft_wrap=True)
+    last = document["last_pass"]
+    if last:
+        coming = f"; next pass {document['next_pass']}" if document["next_pass"] else ""
+        said = f"last pass {last['started']} ({last['scope']}, {last['seconds']} s, exit {last['exit_code']}){coming}"
+        out.print(said, soft_wrap=True)
+
+
+def _matrix(document: dict[str, Any]) -> Table:
+    kinds = list(dict.fromkeys(r["kind"] for node in document["nodes"].values() for r in node["resources"]))
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("NODE", no_wrap=True)
     for kind in kinds:
@@ -118,21 +122,14 @@ def status_table(document: dict[str, Any], out: Console) -> None:
                     marks.append(MARKS[row["status"]], STYLES[row["status"]])
             cells.append(marks)
         table.add_row(name, *cells, f"{node['score']} %")
-    out.print(table)
-    for node in document["nodes"].values():
-        for row in node["resources"]:
-            _told(row, out)
-    _suspended(document, out)
-    _repaired(document, out)
-    alerts = {level: count for level, count in document["open_alerts"].items() if count}
-    if alerts:
-        said = ", ".join(f"{count} {level}" for level, count in alerts.items())
-        out.print(f"open alerts: {said}; see: reconcile alerts", soft_wrap=True)
-    last = document["last_pass"]
-    if last:
-        coming = f"; next pass {document['next_pass']}" if document["next_pass"] else ""
-        said = f"last pass {last['started']} ({last['scope']}, {last['seconds']} s, exit {last['exit_code']}){coming}"
-        out.print(said, soft_wrap=True)
+    return table
+
+
+def _told_unknown(name: str, rows: list[dict[str, Any]], out: Console) -> None:
+    """A node that is silent is one line, not one per resource."""
+    since = max(row["since"] for row in rows)
+    line = Text.assemble((f"{name} ", "bold"), ("Unknown ", STYLES["Unknown"]))
+    out.print(line + Text(f"since {since}: {rows[0]['message']}"), soft_wrap=True)
 
 
 def _told(row: dict[str, Any], out: Console) -> None:
@@ -150,11 +147,9 @@ def _suspended(document: dict[str, Any], out: Console) -> None:
     """What people said, also where it covers nothing any more."""
     for row in document["suspensions"]:
         end = f"until {row['until']}" if row["until"] else f"until: reconcile resume {row['target']}"
-        out.print(
-            f"suspended {row['target']} by {row['owner']} {end}: {row['reason']}",
-            markup=False,
-            soft_wrap=True,
-        )
+        by = f" by {row['owner']}" if row["owner"] else ""
+        said = f"suspended {row['target']}{by} {end}: {row['reason']}"
+        out.print(said, markup=False, soft_wrap=True)
 
 
 def _repaired(document: dict[str, Any], out: Console) -> None:

@@ -12,6 +12,7 @@ from reconciler.model import ConfigurationError
 from reconciler.store import Store, StoreError
 
 T = TypeVar("T")
+_NONE = (0, 0)
 
 
 class Unreadable(Exception):  # noqa: N818 - it says what happened
@@ -25,7 +26,7 @@ class Reader:
         self.path = path
         self._thread = ThreadPoolExecutor(1, "http-store")
         self._store: Store | None = None
-        self._file = (0, 0)
+        self._file = _NONE
 
     async def read(self, work: Callable[[Store], T]) -> T:
         """What ``work`` makes of the store as it was at one moment. Raises Unreadable."""
@@ -55,8 +56,9 @@ class Reader:
         """The connection, or a new one where there is none or another file took the place of the one it is to."""
         if self._store is None or _identity(self.path) != self._file:
             self._let_go()
-            self._store = Store(self.path)
             self._file = _identity(self.path)
+            # Before the first pass there is none: nothing is known, and it is the pass's part to make it.
+            self._store = Store(self.path if self._file != _NONE else None)
         return self._store
 
     def _let_go(self) -> None:
@@ -69,5 +71,5 @@ def _identity(path: Path) -> tuple[int, int]:
     try:
         found = path.stat()
     except FileNotFoundError:
-        return (0, 0)
+        return _NONE
     return (found.st_dev, found.st_ino)

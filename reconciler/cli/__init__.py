@@ -6,11 +6,11 @@ import sys
 
 import typer
 
-from reconciler.cli import orders, passes, questions
+from reconciler.cli import orders, passes, questions, reports
 from reconciler.cli.base import app
 from reconciler.model import ExitCode
 
-__all__ = ["app", "main", "orders", "passes", "questions"]
+__all__ = ["app", "main", "orders", "passes", "questions", "reports"]
 
 
 def main() -> None:

@@ -78,6 +78,34 @@ def test_plain_ansible_finds_the_same_state_as_desired(installed: Path, tmp_path
     call(installed / "reconcile", "--check", cwd=tmp_path, **env)
 
 
+def test_the_fleet_page_is_in_the_wheel(installed: Path, tmp_path: Path) -> None:
+    """Every file of it, served by what was installed."""
+    code = """
+import re, sys, urllib.request
+from pathlib import Path
+from reconciler.api.server import Server
+from reconciler.api.state import DaemonState
+from reconciler.settings import Settings
+server = Server(Settings(db=Path("r.db"), http={"port": 0}), DaemonState)
+server.start()
+page = urllib.request.urlopen(server.url + "/").read().decode()
+files = re.findall(r'(?:src|href)="(/[^"]+)"', page)
+for file in files:
+    print(file, len(urllib.request.urlopen(server.url + file).read()))
+print(urllib.request.urlopen(server.url + "/api/status").status)
+server.stop()
+"""
+    said = call(installed / "python", "-W", "error", "-c", code, cwd=tmp_path).stdout.split()
+    assert said[0::2] == [
+        "/static/icon.svg",
+        "/static/style.css",
+        "/static/words.js",
+        "/static/app.js",
+        "200",
+    ]
+    assert all(int(size) > 100 for size in said[1::2])
+
+
 def test_the_sidecar_says_what_it_needs_where_only_the_reconciler_is_installed(
     installed: Path, tmp_path: Path
 ) -> None:
