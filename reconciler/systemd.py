@@ -18,7 +18,7 @@ def notify(*words: str) -> None:
         return
     # A name that begins with @ stands for one that is in no file system.
     where = "\0" + address[1:] if address.startswith("@") else address
-    with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as out:
+    with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as out:
         out.sendto("\n".join(words).encode(), where)
 
 
