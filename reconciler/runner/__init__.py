@@ -11,7 +11,6 @@ import contextlib
 import fcntl
 import json
 import os
-import re
 import selectors
 import shutil
 import signal
@@ -26,7 +25,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
-from reconciler import systemd
+from reconciler import early, systemd
 from reconciler.model import RunError
 from reconciler.paths import ansible_home, control_sockets, playbook
 
@@ -36,10 +35,6 @@ SSH_ARGS = (
     "-o ControlMaster=auto -o ControlPersist=30m -o ConnectTimeout=6 -o ServerAliveInterval=5 -o ServerAliveCountMax=3"
     " -o PreferredAuthentications=publickey,keyboard-interactive,password"
 )
-# Never in the environment of a process that runs other people's plugins and prints its environment to a file.
-_PRIVATE_VARIABLES = re.compile(r".*_API_KEY$|SIDECAR_.*|RECONCILER_.*|OPENAI_.*|ANTHROPIC_.*")
-
-
 PREFIX, OWNER = "reconciler-", "owner"
 
 
@@ -249,14 +244,7 @@ def user_configuration() -> Path | None:
 
 def _start(specification: Mapping[str, Any]) -> subprocess.Popen[bytes]:
     """Start the child. Whoever started it ends its whole session, whatever happens."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "reconciler.runner.child"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-        env={key: value for key, value in os.environ.items() if not _PRIVATE_VARIABLES.match(key)},
-    )
+    process = early.child()
     assert process.stdin  # noqa: S101 - for the type checker
     # It stays open: the child ends Ansible when it closes, which a killed controller does too.
     with contextlib.suppress(BrokenPipeError):  # it died at once; how, its exit status and last words say

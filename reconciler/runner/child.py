@@ -21,7 +21,10 @@ MESSAGES: list[str] = []
 
 def main() -> None:
     """Run once; the exit status is 0 when Ansible did its work, whatever the nodes said."""
-    specification = json.loads(sys.stdin.readline())
+    asked = sys.stdin.readline()
+    if not asked:
+        return  # whoever started us early had no use for us
+    specification = json.loads(asked)
     cancelled = threading.Event()
     threading.Thread(target=_wait_for_the_end, args=(cancelled,), daemon=True).start()
     # Results go to the real standard output; whatever a library prints goes to standard error.
