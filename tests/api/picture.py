@@ -18,7 +18,7 @@ from tests.api.showcase import Showcase, busy_night
 PICTURE = Path(__file__).parents[2] / "docs" / "fleet.png"
 
 
-def main(target: Path = PICTURE, width: int = 1200, height: int = 860) -> None:
+def main(target: Path = PICTURE, width: int = 1200, height: int = 1290) -> None:
     """Take it."""
     with tempfile.TemporaryDirectory() as scratch:
         fleet = Showcase(Path(scratch) / "fleet", NODES)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import json
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -457,6 +459,18 @@ def test_mistakes_in_the_table_are_named(tmp_path: Path, monkeypatch: pytest.Mon
             load_settings()
         assert said in str(raised.value)
         assert "hunter2" not in str(raised.value)
+
+
+def test_a_pass_pays_nothing_for_the_server() -> None:
+    """Its libraries are imported where one is started: neither by the command nor by the daemon's module."""
+    code = (
+        "import sys, reconciler.cli, reconciler.daemon;"
+        "print([name for name in ('starlette', 'uvicorn', 'prometheus_client') if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout == "[]\n"
 
 
 def test_suspensions_that_were_made_since_the_last_pass_are_shown(fleet: Showcase, site: Start) -> None:

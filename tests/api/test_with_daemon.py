@@ -35,8 +35,8 @@ def here(service: Service) -> Iterator[httpx.Client]:
             return False
 
     assert until(answers, SLOW), service.log()
-    with client:
-        yield client
+    yield client
+    client.close()
 
 
 def test_a_pass_asked_for_over_http_is_made_and_followed(service: Service, here: httpx.Client) -> None:
@@ -70,7 +70,7 @@ def test_an_open_page_does_not_hold_up_the_end(service: Service, here: httpx.Cli
     ended, heard = threading.Event(), threading.Event()
 
     def listen() -> None:
-        with httpx.stream("GET", f"{here.base_url}api/stream", timeout=SLOW, trust_env=False) as answer:
+        with httpx.stream("GET", here.base_url.join("/api/stream"), timeout=SLOW, trust_env=False) as answer:
             for line in answer.iter_lines():
                 if line.startswith("data: "):
                     json.loads(line[6:])
