@@ -32,8 +32,9 @@ from reconciler.model import (
 )
 from reconciler.observe import Observer
 from reconciler.plan import Situation, plan
-from reconciler.record import Issues, Judgement, Recorder
+from reconciler.record import Issues, Recorder
 from reconciler.rollout import Hold, mass_change, next_wave
+from reconciler.telling import Judgement
 
 
 @dataclass(frozen=True)
