@@ -67,6 +67,7 @@ class Pass:
         resources = {rid: r for rid, r in self.desired.resources.items() if r.policy.mode is not Mode.IGNORE}
         observed = self.observer.observe(resources.values())
         reached("observed")
+        self.recorder.looked(observed, whole=not self.wishes.limited)
         seen = diff(resources, observed.observations)
         outcomes, observed = self._carry_on(resources, observed, seen)
         hold = self._guard(resources, observed, started)

@@ -379,6 +379,43 @@ class Alert:
     advice: str = ""
     node: str = ""
     changes: tuple[Change, ...] = ()
+    to: tuple[str, ...] = ()
+    """Audiences that it is for; empty: for everybody."""
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """What people have to hear of as long as a node says it, whether or not anything is put right.
+
+    ``reason`` is a constant in CamelCase, severity as in events, ``to`` names audiences (empty: everybody).
+    """
+
+    reason: str
+    severity: int
+    detail: str
+    advice: str = ""
+    to: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class CommonCause:
+    """One reason why many resources differ, told once for the fleet.
+
+    While it holds, nobody is told of a single resource that differs in nothing but ``fields``.
+    """
+
+    notice: Notice
+    fields: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One measured value as Prometheus has it: name, labels, number, and what the name means."""
+
+    name: str
+    labels: Mapping[str, str]
+    value: float
+    help: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from reconciler.model import (
     Event,
     Mode,
     Observation,
+    Observed,
     OpenAttempt,
     Outcome,
     Repairs,
@@ -154,6 +155,13 @@ class Recorder:
         after = after_failure(before, self.resources[rid], now, random.random())  # noqa: S311 - spreads load only
         self.store.set_repairs(rid, after)
         self.teller.failed(outcome, after)
+
+    # --- the first look ---
+
+    def looked(self, observed: Observed, *, whole: bool) -> None:
+        """What the first look of a pass brought; only a whole one can say what all resources of a kind have."""
+        if whole:
+            self.teller.looked(observed)
 
     # --- episodes ---
 

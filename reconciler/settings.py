@@ -50,6 +50,8 @@ class Route(BaseModel):
     """Where the Apprise URL stands: ``$env:NAME`` or ``$file:/path``."""
     levels: tuple[Level, ...] = Field(("P0", "P1", "P2"), min_length=1)
     """The levels that are told there."""
+    to: tuple[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=64)], ...] = ()
+    """Audiences: only alerts for one of them are told there. Without any, all alerts are."""
     resolved: bool = True
     """Whether it is also told when an alert is over."""
     reports: bool = False

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
 
-from reconciler.model import Alert, Change, Limits, Outcome, Repairs, Report, ResourceId, Skip
+from reconciler.kinds.registry import kinds
+from reconciler.model import (
+    Alert,
+    Change,
+    CommonCause,
+    Limits,
+    Notice,
+    Observed,
+    Outcome,
+    Repairs,
+    Report,
+    ResourceId,
+    Skip,
+)
 
 UNDO_FAILED = 5  # the severity of an undo that failed
 
@@ -19,7 +32,14 @@ class Bell(Protocol):
     def raise_(self, alert: Alert, context: Mapping[str, Any], now: datetime) -> None:
         """Open an alert, or refresh the open one of the same key and reason."""
 
-    def resolve(self, key: str, now: datetime, reason: str = "", only: str | None = None) -> None:
+    def resolve(
+        self,
+        key: str,
+        now: datetime,
+        reason: str = "",
+        only: str | None = None,
+        keep: Collection[str] = (),
+    ) -> None:
         """End the open alerts of this key."""
 
     def open_keys(self) -> set[str]:
@@ -32,7 +52,14 @@ class Silence:
     def raise_(self, alert: Alert, context: Mapping[str, Any], now: datetime) -> None:
         """Not told."""
 
-    def resolve(self, key: str, now: datetime, reason: str = "", only: str | None = None) -> None:
+    def resolve(
+        self,
+        key: str,
+        now: datetime,
+        reason: str = "",
+        only: str | None = None,
+        keep: Collection[str] = (),
+    ) -> None:
         """Nothing was told."""
 
     def open_keys(self) -> set[str]:
@@ -61,12 +88,30 @@ class Teller:
     ) -> None:
         self.bell, self.said, self.conditions, self.limits = bell, said, conditions, limits
         self.judged: Mapping[ResourceId, Judgement] = {}
+        self.common: Mapping[str, CommonCause | None] = {}
+        self.fleet: Mapping[str, Notice | None] = {}
+
+    # --- the first look ---
+
+    def looked(self, observed: Observed) -> None:
+        """What a whole look says of all resources of a kind, before anything is put right: it is told at the end."""
+        self.common = {
+            kind: model.common_cause(
+                {o.id: o.facts for o in observed.observations.values() if o.id.kind == kind and o.facts}
+            )
+            for kind, model in kinds().items()
+        }
+
+    def _is_common(self, rid: ResourceId, changes: Iterable[Change]) -> bool:
+        """Whether it differs in nothing but what the cause that all share explains."""
+        cause = self.common.get(rid.kind)
+        return cause is not None and {change.field for change in changes} <= cause.fields
 
     # --- attempts, as they end ---
 
     def fixed(self, rid: ResourceId, now: datetime) -> None:
-        """Whatever was wrong with it is over."""
-        self.bell.resolve(str(rid), now)
+        """Whatever was wrong with it is over; what people were to hear of besides is judged at the end."""
+        self.bell.resolve(str(rid), now, keep=kinds()[rid.kind].NOTICES)
 
     def failed(self, outcome: Outcome, after: Repairs) -> None:
         """An attempt failed; ``after`` is when the next one is due. Told where it is the last, or left damage."""
@@ -75,7 +120,7 @@ class Teller:
         if outcome.severity >= UNDO_FAILED:
             advice = f"see to {rid.node}: it is neither as before nor as declared; copies: {', '.join(outcome.backup)}"
             self._alert(rid, "UndoFailed", UNDO_FAILED, outcome.detail, advice, outcome.changes)
-        elif after.exhausted:
+        elif after.exhausted and not self._is_common(rid, outcome.changes):
             advice = f"tried again at {when}, or at once after: reconcile resume {rid}"
             detail = f"{after.attempts} attempts failed: {outcome.detail}"
             self._alert(rid, "RepairFailed", 4, detail, advice, outcome.changes)
@@ -84,19 +129,22 @@ class Teller:
 
     def tell(self, report: Report, rows: Iterable[Mapping[str, Any]], gone: Iterable[str]) -> None:
         """Alerts for what stays wrong for a reason of its own; the end of those whose reason is over."""
-        for skip in report.plan.skips:
-            self._tell_skip(skip)
         known = self.bell.open_keys()
+        for skip in report.plan.skips:
+            if not self._is_common(skip.id, skip.changes):
+                self._tell_skip(skip, known)
         for row in rows:
             if row["status"] in ("True", "False") and row["issue_key"] in known:
-                only = None if row["status"] == "True" else "Unknown"
-                self.bell.resolve(row["issue_key"], report.started, only=only)
+                only, keep = None if row["status"] == "True" else "Unknown", kinds()[row["kind"]].NOTICES
+                self.bell.resolve(row["issue_key"], report.started, only=only, keep=keep)
             elif row["status"] == "Unknown" and self._is_for_somebody(row, report):
                 rid = ResourceId.parse(row["issue_key"])
                 advice = f"the node answers, but cannot say: reconcile explain {rid}"
                 self._alert(rid, "Unknown", 3, row["message"], advice)
         for key in known & set(gone):
             self.bell.resolve(key, report.started, "it is not declared any more")
+        self._tell_notices(report, known)
+        self._tell_fleet(report)
         self._tell_nodes(report, rows, known)
         self._tell_hold(report)
 
@@ -106,7 +154,35 @@ class Teller:
         known = str(before["details"].get("advice", "")) if before and is_open(before) else ""
         return self.judged[rid].advice if rid in self.judged else known
 
-    def _tell_skip(self, skip: Skip) -> None:
+    def _tell_notices(self, report: Report, known: AbstractSet[str]) -> None:
+        """What the nodes say now; what a silent one said last is neither repeated nor over."""
+        for rid, observation in report.observed.observations.items():
+            model = kinds()[rid.kind]
+            if observation.facts is None or not model.NOTICES:
+                continue
+            found = model.notices(report.resources[rid], observation.facts)
+            for notice in found:
+                advice = notice.advice or f"reconcile explain {rid}"
+                alert = Alert(str(rid), notice.reason, notice.severity, notice.detail, advice, rid.node)
+                self.bell.raise_(replace(alert, to=notice.to), self.said, report.started)
+            for reason in set(model.NOTICES) - {notice.reason for notice in found}:
+                if str(rid) in known:
+                    self.bell.resolve(str(rid), report.started, only=reason)
+
+    def _tell_fleet(self, report: Report) -> None:
+        """What is wrong with the fleet as a whole: one alert per reason, however many resources feel it."""
+        found = {**self.fleet}
+        for kind, cause in self.common.items():
+            found |= dict.fromkeys(kinds()[kind].COMMON_CAUSES)
+            found |= {cause.notice.reason: cause.notice} if cause else {}
+        for reason, notice in found.items():
+            if notice is None:
+                self.bell.resolve("fleet", report.started, only=reason)
+                continue
+            alert = Alert("fleet", reason, notice.severity, notice.detail, notice.advice, to=notice.to)
+            self.bell.raise_(alert, self.said, report.started)
+
+    def _tell_skip(self, skip: Skip, known: AbstractSet[str]) -> None:
         rid = skip.id
         if skip.code == "NeedsPerson":
             said = self.advice(rid) or f"reconcile explain {rid}"
@@ -114,6 +190,9 @@ class Teller:
         elif skip.code == "OnlyWarned":
             detail = "not as declared, and its mode is warn"
             self._alert(rid, skip.code, 2, detail, f"reconcile explain {rid}", skip.changes)
+        elif skip.code == "AttemptsExhausted" and str(rid) not in known:
+            # Its last attempt failed while a cause that all shared was told in its place, and that is over.
+            self._alert(rid, "RepairFailed", 4, skip.reason, f"reconcile explain {rid}", skip.changes)
         elif skip.code == "Flapping":
             advice = f"find what changes it, then: reconcile resume {rid}"
             self._alert(rid, skip.code, 4, skip.reason, advice, skip.changes)

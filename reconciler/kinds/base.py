@@ -6,7 +6,7 @@ import base64
 import difflib
 import importlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -14,7 +14,16 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from reconciler import windows
-from reconciler.model import Change, Mode, Resource, Window
+from reconciler.model import (
+    Change,
+    CommonCause,
+    Mode,
+    Notice,
+    Resource,
+    ResourceId,
+    Sample,
+    Window,
+)
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -155,6 +164,12 @@ class Declaration(PolicyFields):
     """Whether several resources may write the same path, each its own part of it."""
     OBSERVE_PRIVILEGED: ClassVar[bool] = True
     """Whether looking needs the privilege that fixing needs (where ``allow_become`` grants it)."""
+    NOTICES: ClassVar[tuple[str, ...]] = ()
+    """Every reason that ``notices`` may give: these alerts end when their notice does, and not by a repair."""
+    COMMON_CAUSES: ClassVar[tuple[str, ...]] = ()
+    """Every reason that ``common_cause`` may give."""
+    ASKS_PROVIDERS: ClassVar[bool] = False
+    """Whether ``with_providers`` has a use for what the sidecar says of the language-model providers."""
     PROPOSABLE: ClassVar[str] = ""
     """The field that an analyzer may propose a value for where the declaration has none; this model validates it."""
 
@@ -200,6 +215,26 @@ class Declaration(PolicyFields):
     def consequence(cls, resource: Resource, facts: Mapping[str, Any], path: str) -> Change | None:  # noqa: ARG003
         """The change that becomes due when the file at ``path``, which the resource reads, is replaced."""
         return None
+
+    @classmethod
+    def notices(cls, resource: Resource, facts: Mapping[str, Any]) -> tuple[Notice, ...]:  # noqa: ARG003
+        """What people have to hear of as long as the facts say it; at most one per reason."""
+        return ()
+
+    @classmethod
+    def common_cause(cls, seen: Mapping[ResourceId, Mapping[str, Any]]) -> CommonCause | None:  # noqa: ARG003
+        """One reason behind the state of all resources of this kind, from the facts of those that are known."""
+        return None
+
+    @classmethod
+    def with_providers(cls, resource: Resource, providers: Mapping[str, Any]) -> Resource:  # noqa: ARG003
+        """The resource, told what the sidecar says; see :mod:`reconciler.providers`."""
+        return resource
+
+    @classmethod
+    def samples(cls, name: str, node: str, observed: Mapping[str, Any]) -> Iterable[Sample]:  # noqa: ARG003
+        """Measurements in what was last observed (``details.observed`` of the condition); absent means no sample."""
+        return ()
 
 
 @dataclass(frozen=True)
