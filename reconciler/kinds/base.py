@@ -168,6 +168,8 @@ class Declaration(PolicyFields):
     """Every reason that ``notices`` may give: these alerts end when their notice does, and not by a repair."""
     COMMON_CAUSES: ClassVar[tuple[str, ...]] = ()
     """Every reason that ``common_cause`` may give."""
+    CLASSES: ClassVar[type[Strict] | None] = None
+    """What a class of entries (``classes:`` in the desired state) may hold, for kinds whose entries have classes."""
     ASKS_PROVIDERS: ClassVar[bool] = False
     """Whether ``with_providers`` has a use for what the sidecar says of the language-model providers."""
     PROPOSABLE: ClassVar[str] = ""
@@ -255,6 +257,8 @@ class Context:
     variables: Mapping[str, Any]
     read: Callable[[str], bytes]
     render: Callable[[str, Mapping[str, Any]], str]
+    classes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """By section, what entries that name a class have in common."""
 
     def body(self, owner: BodyFields, extra: Mapping[str, Any] | None = None) -> bytes | None:
         """The bytes that ``src``, ``template`` or ``content`` stand for, or None where none is given."""
