@@ -21,6 +21,7 @@ from reconciler.model import (
     Drift,
     Event,
     Mode,
+    Notice,
     Observation,
     Observed,
     OpenAttempt,
@@ -64,8 +65,15 @@ class Recorder:
     Everything is written under the lease. Whatever is lost of it raises LeaseLostError, and nothing is written.
     """
 
-    def __init__(self, store: Store, desired: Desired, context: Context, bell: Bell | None = None) -> None:
-        """``desired`` is everything declared, also what this pass does not look at."""
+    def __init__(
+        self,
+        store: Store,
+        desired: Desired,
+        context: Context,
+        bell: Bell | None = None,
+        fleet: Mapping[str, Notice | None] | None = None,
+    ) -> None:
+        """``desired`` is everything declared, also what this pass does not look at; ``fleet`` is told as it is."""
         self.store, self.resources, self.limits = store, desired.resources, desired.limits
         self.context = context
         self.said = {"run": context.run_id, "revision": context.revision}
@@ -73,7 +81,7 @@ class Recorder:
         self.suspensions = store.suspensions()
         self.history = store.history(self.limits, datetime.now(UTC))
         self.detected: dict[ResourceId, str] = {}
-        self.teller = Teller(bell or Silence(), self.said, self.conditions, self.limits)
+        self.teller = Teller(bell or Silence(), self.said, self.conditions, self.limits, fleet or {})
 
     # --- attempts ---
 

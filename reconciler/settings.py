@@ -175,6 +175,19 @@ class HttpSettings(BaseModel):
     """Where the token is that callers show: ``$env:NAME`` or ``$file:/path``."""
 
 
+class SidecarSettings(BaseModel):
+    """Where the language-model proxy's admin API is, which knows whether the providers rest."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    url: Annotated[str, AfterValidator(_http)] | None = None
+    """Its base URL, such as ``http://127.0.0.1:9190``."""
+    token: Annotated[str, AfterValidator(_reference)] | None = None
+    """Where its admin token is: ``$env:NAME`` or ``$file:/path``."""
+    timeout: Annotated[Duration, AfterValidator(_positive)] = "3s"
+    """The longest that a pass waits for it."""
+
+
 class Settings(BaseSettings):
     """Where things are and how Ansible is run."""
 
@@ -219,6 +232,8 @@ class Settings(BaseSettings):
     """Who judges issues, and what may be done with what they propose."""
     http: HttpSettings = HttpSettings()
     """Where a daemon answers over HTTP."""
+    sidecar: SidecarSettings = SidecarSettings()
+    """Who knows whether the language-model providers rest."""
 
     @classmethod
     def settings_customise_sources(
@@ -270,6 +285,10 @@ def _problem(item: Any) -> Problem:
         return _route_problem(item)
     if name in _TABLES:
         return _table_problem(name, item)
+    if name == "analysis":
+        return _table_problem(item, AnalysisSettings, "docs/analysis.md")
+    if name == "sidecar":
+        return _table_problem(item, SidecarSettings, "docs/heartbeats.md")
     if item["type"] == "extra_forbidden":
         return Problem(f"unknown setting {name!r}", Mark(FILE), "known: " + ", ".join(Settings.model_fields))
     place = f"the setting {name} (RECONCILER_{name.upper()}, or {name} in {FILE})"
@@ -304,4 +323,13 @@ def _table_problem(name: str, item: Any) -> Problem:
         return Problem(f"[{name}]: unknown key {field!r}", Mark(FILE), hint)
     variable = "__".join(["RECONCILER", *map(str, item["loc"][:2])]).upper().replace("__", "_", 1)
     place = f"[{name}] (or {variable})" if field else f"[{name}]"
+def _table_problem(item: Any, model: type[BaseModel], page: str) -> Problem:
+    """A mistake in a table such as ``[analysis]``. What was written is not repeated: it may be a key."""
+    table = f"[{item['loc'][0]}]"
+    field, hint = ".".join(map(str, item["loc"][1:])), f"see the chapter on settings in {page}"
+    if item["type"] == "extra_forbidden":
+        hint = "known: " + ", ".join(model.model_fields)
+        return Problem(f"{table}: unknown key {field!r}", Mark(FILE), hint)
+    variable = "__".join(["RECONCILER", *map(str, item["loc"][:2])]).upper().replace("__", "_", 1)
+    place = f"{table} (or {variable})" if field else table
     return Problem(f"{place}: {field + ': ' if field else ''}{item['msg']}", Mark(FILE), hint)

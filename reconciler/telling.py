@@ -77,7 +77,10 @@ class Judgement:
 
 
 class Teller:
-    """Raises and resolves alerts for one pass. ``said`` is its run and revision; ``conditions`` are those before it."""
+    """Raises and resolves alerts for one pass. ``said`` is its run and revision; ``conditions`` are those before it.
+
+    ``fleet`` has, by reason, what is told of the fleet as a whole; None ends it.
+    """
 
     def __init__(
         self,
@@ -85,11 +88,12 @@ class Teller:
         said: Mapping[str, Any],
         conditions: Mapping[str, Mapping[str, Any]],
         limits: Limits,
+        fleet: Mapping[str, Notice | None],
     ) -> None:
         self.bell, self.said, self.conditions, self.limits = bell, said, conditions, limits
+        self.fleet = fleet
         self.judged: Mapping[ResourceId, Judgement] = {}
         self.common: Mapping[str, CommonCause | None] = {}
-        self.fleet: Mapping[str, Notice | None] = {}
 
     # --- the first look ---
 
