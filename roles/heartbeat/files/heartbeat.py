@@ -91,6 +91,11 @@ def loads(text):
         value, end = scan(text, len(text) - len(text.lstrip()))
     except StopIteration:
         raise ValueError("this is not JSON") from None
+    except SystemError:  # the scanner has no words for its complaint until the module json is there
+        from json import loads as complain
+
+        complain(text)
+        raise ValueError("this is not JSON") from None
     except RecursionError:
         raise ValueError("this is nested too deeply") from None
     if text[end:].strip():
@@ -501,16 +506,17 @@ def entries(text):
 
     Banners before the JSON are passed over: some commands greet on standard output.
     """
-    value, start, tries = None, 0, 0
-    while value is None:
+    starts, tries = [0], 0
+    while True:
         try:
-            value = loads(text[start:])
+            value = loads(text[starts[0] :])
+            break
         except ValueError:
             tries += 1
-            starts = [found + 1 for found in (text.find("\n{", start), text.find("\n[", start)) if found >= 0]
+            at = starts[0]
+            starts = sorted(found + 1 for found in (text.find("\n{", at), text.find("\n[", at)) if found >= 0)
             if not starts or tries > 20:
                 raise
-            start = min(starts)
     more = isinstance(value, dict) and value.get("has_more") is True
     for _ in range(2):  # {"data": {"cards": [...]}} is two deep
         if isinstance(value, dict) and not names_of(value, "id", "uuid", "identifier"):
@@ -621,10 +627,8 @@ def normal(item):
     """One card or issue in the program's own shape, and the names of those it belongs to. None where it is neither."""
     if not isinstance(item, dict):
         return None, []
-    ids, title = (
-        names_of(item, "id", "uuid", "identifier", "key", "number"),
-        item.get("title") or item.get("name"),
-    )
+    ids = names_of(item, "id", "uuid", "identifier", "key") or names_of(item, "number")
+    title = item.get("title") or item.get("name")
     if not ids or not isinstance(title, str):
         return None, []
     meta = item.get("metadata") if isinstance(item.get("metadata"), dict) else {}
