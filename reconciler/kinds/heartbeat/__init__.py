@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from math import ceil
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -218,7 +219,9 @@ class Heartbeat(Declaration, AgentClass):
             **times, "rounds_max": values["rounds"], "rounds_warn": 0.8,
             "late_after": seconds(values["late_after"]) if "late_after" in values else 2 * interval,
             "tell": values["tell"], "sources": self._sources(), "source_timeout": seconds(self.source_timeout),
-            "cache_seconds": min(60.0, interval), "rate_limit": {"calls": 6, "per": 60}, "turn": self.turn,
+            "cache_seconds": min(60.0, interval), "turn": self.turn,
+            # Two calls per beat, and some more where beats are rare.
+            "rate_limit": {"calls": max(6, ceil(120 / interval)), "per": 60},
             "turn_timeout": seconds(self.turn_timeout), "turn_grace": seconds(self.turn_grace),
             "service": self.service, "service_scope": self.scope, "path": self.path,
             "conversation": {**talk.model_dump(exclude_none=True), "fresh": seconds(talk.fresh)} if talk else None,

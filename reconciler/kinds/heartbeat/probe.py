@@ -247,7 +247,10 @@ def condition(state, age, late_after):
     """``fresh``, or what is wrong with the last beat in a few words."""
     if age > late_after or age < -CLOCK_SKEW:
         return "late: %s" % (_span(age) + " old" if age > 0 else "in the future")
-    return UNHEALTHY.get(state.get("outcome"), "fresh")
+    word = UNHEALTHY.get(state.get("outcome"), "fresh")
+    # Where one source of several is down, the others are looked at, and people are told which one it is.
+    usable = [source for _, source in _sources(state) if source.get("status") in ("ok", "limited")]
+    return "fresh" if state.get("outcome") == "degraded" and usable else word
 
 
 def stuck(tasks, known, at, config):

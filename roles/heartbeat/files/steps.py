@@ -39,6 +39,7 @@ def backup(resource, attempt):
     """Save every file that is going to be replaced, and what the timer does."""
     due = {change["field"] for change in lib.pending(probe, resource)}
     saved = {"schedule": probe._timer(resource)["schedule"], "files": [], "created": []}
+    saved["timer"] = bool(due & {"timer", "schedule"})
     wanted = [lib.expand(resource["files"][name]["path"]) for name in FIELDS if name in due]
     if "program" in due:
         wanted += [lib.expand(resource["files"]["launcher"][key]) for key in ("path", "link")]
@@ -86,7 +87,8 @@ def rollback(resource, saved):
     for directory in reversed(saved["created"]):
         with contextlib.suppress(OSError):
             os.rmdir(directory)
-    manager_.restore(saved)
+    if saved["timer"]:
+        manager_.restore(saved)
     return "restored the heartbeat's files and timer"
 
 
@@ -117,17 +119,19 @@ def _others(resource):
 
 def wake(resource):
     """A full beat; where one was forced before and the agent is still late, its service is restarted first."""
-    state, ledger = probe.read_json(resource["state"]), probe.read_json(resource["ledger"])
-    step = escalation(state, ledger, resource["settings"], time.time())
+    state, known = probe.read_json(resource["state"]), probe.read_json(resource["ledger"])
+    step = escalation(state, known, resource["settings"], time.time())
     done = []
     if step == "restart":
-        done.append(restart(resource, state))
+        done.append(restart(resource, state, known.get("forced_beat") or 0))
         note(resource, restarted=time.time())
     else:
         # On record before it is tried: a beat that hangs was one, too.
         note(resource, forced_beat=time.time())
     done.append(full_beat(resource))
-    if step == "nothing left":
+    if looked(resource)["healthy"]:
+        note(resource, forced_beat=0, restarted=0)  # it helped: the next time begins anew
+    elif step == "nothing left":
         raise lib.CommandFailed("a full beat and a restart of its service did not help: %s" % done[-1])
     return done
 
@@ -175,11 +179,16 @@ def run(resource, argv):
         raise lib.CommandFailed("%s cannot be started: %s" % (argv[0], error.strerror)) from None
 
 
-def restart(resource, state):
-    """Restart the agent's service, after a running turn had its grace."""
+def restart(resource, state, since):
+    """Restart the agent's service, after a running turn had its grace.
+
+    Agents may share one: what was started after ``since``, when a beat was forced, was restarted for another of them.
+    """
     config = resource["settings"]
     if not config["service"]:
         return "there is no service to restart"
+    if since and started(resource) > since:
+        return "%s was restarted since" % config["service"]
     waited = grace(resource, state, config["turn_grace"])
     if resource["manager"] == "launchd":
         lib.must(
@@ -189,6 +198,21 @@ def restart(resource, state):
         argv, env = probe.systemctl(config["service_scope"])
         lib.must(argv + ["restart", config["service"]], timeout=MANAGER_SECONDS, env=env)
     return "%srestarted %s" % (waited, config["service"])
+
+
+def started(resource):
+    """When the agent's service was started, in seconds since the epoch; 0 where nobody tells."""
+    config = resource["settings"]
+    if resource["manager"] == "launchd":
+        return 0
+    argv, env = probe.systemctl(config["service_scope"])
+    show = ["show", config["service"], "--property=ActiveState,ActiveEnterTimestampMonotonic"]
+    said = lib.run(argv + show, timeout=10, env=env).out
+    seen = dict(line.split("=", 1) for line in said.splitlines() if "=" in line)
+    moment = int(seen.get("ActiveEnterTimestampMonotonic") or 0)
+    if seen.get("ActiveState") != "active" or not moment:
+        return 0
+    return time.time() - (time.monotonic() - moment / 1e6)
 
 
 def grace(resource, state, seconds):
@@ -238,10 +262,13 @@ def settle(resource):
 
 def _stuck(resource):
     """As the last beat saw them."""
-    facts = probe.beat(
-        resource, probe.read_json(resource["state"]), probe.read_json(resource["ledger"]), time.time()
-    )
-    return facts["stuck"]
+    return looked(resource)["stuck"]
+
+
+def looked(resource):
+    """What the state file and the ledger say now."""
+    state, known = probe.read_json(resource["state"]), probe.read_json(resource["ledger"])
+    return probe.beat(resource, state, known, time.time())
 
 
 def release(resource, task):
