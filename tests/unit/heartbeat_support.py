@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,8 @@ from tests.unit.support import ROOT
 
 FILES = ROOT / "roles" / "heartbeat" / "files"
 STAND_INS = ROOT / "tests" / "stand_ins"
+# Nodes have other Pythons than the controller: name one to run the program with it.
+PYTHON = os.environ.get("RECONCILER_NODE_PYTHON") or sys.executable
 Found = TypeVar("Found")
 UUID = "40abd41a-62d0-416d-bc44-92c1f758d87a"
 MULTICA = ["multica", "issue", "list", "--output", "json"]
@@ -173,7 +176,7 @@ class Account:
 
     def start(self, *words: str, limits: str = "", **given: Any) -> subprocess.Popen[bytes]:
         """Start the program, its output left aside; ``limits`` are words of the shell's ulimit."""
-        argv = [sys.executable, "-IS", str(self.installed / "heartbeat"), *words]
+        argv = [PYTHON, "-IS", str(self.installed / "heartbeat"), *words]
         if limits:
             argv = ["/bin/sh", "-c", f'ulimit {limits}; exec "$@"', "sh", *argv]
         given = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, **given}

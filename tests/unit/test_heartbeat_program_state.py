@@ -7,7 +7,6 @@ import json
 import os
 import random
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import pytest
 
 from tests.unit.heartbeat_support import (
     FILES,
+    PYTHON,
     Account,
     card,
     claimed,
@@ -127,6 +127,7 @@ def test_a_full_disk_keeps_the_last_state(home: Account) -> None:
         "[]",
         '{"memory": 7, "in_progress": {"a": 1}, "version": 1}',
         '{"memory": {"c1": []}}',
+        '{"memory": {"c1": {"rounds": "x"}}}',
         "\x00" * 99,
     ],
 )
@@ -180,7 +181,7 @@ def test_it_loads_next_to_nothing(home: Account) -> None:
     """Two hundred beats a round: what a beat imports is measured, and stays out."""
     code = f"import sys; sys.path.insert(0, {str(home.installed)!r}); import heartbeat; heartbeat.main(['architect']); print(*sys.modules)"
     done = subprocess.run(
-        [sys.executable, "-IS", "-c", code],
+        [PYTHON, "-IS", "-c", code],
         env=home.environment(),
         capture_output=True,
         text=True,
@@ -299,8 +300,9 @@ def test_health_is_an_exit_code_and_a_line(home: Account) -> None:
     home.mode("multica", "fail")
     home.see("architect", "--full")
     assert health(home) == (2, "architect: degraded: multica is failed")
-    home.file("json").write_text("{")
-    assert home.beat("architect", "--health").code == 2
+    for damage in ("{", "[]", json.dumps({"beat": time.time()})):
+        home.file("json").write_text(damage)
+        assert home.beat("architect", "--health").out == "architect: the state file cannot be read\n"
 
 
 def test_health_of_what_limits_itself_is_good(home: Account) -> None:

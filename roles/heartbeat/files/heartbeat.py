@@ -133,7 +133,10 @@ def digest(text):
     try:
         from _sha256 import sha256
     except ImportError:
-        from hashlib import sha256
+        try:
+            from _sha2 import sha256  # its name since Python 3.12
+        except ImportError:
+            from hashlib import sha256
     return sha256(text).hexdigest()
 
 
@@ -1070,7 +1073,10 @@ def merged(tasks):
 def remember(task, memory, released, now):
     """What is known of a task over several beats: when it moved last, since when it is in progress, its rounds."""
     known = memory.get(task["id"])
-    if not isinstance(known, dict) or released > known.get("since", 0):
+    whole = isinstance(known, dict) and all(
+        isinstance(known.get(k), (int, float)) for k in ("since", "rounds", "moved")
+    )
+    if not whole or released > known["since"]:
         known = {"since": now, "rounds": 0, "moved": min(task["updated"] or task["started"] or now, now)}
     elif known.get("mark") != task["mark"] or known.get("state") != task["state"]:
         known["moved"] = now
@@ -1343,7 +1349,10 @@ class Turn:
         os.close(out_end)
         self.record.update(pid=pid, birth=born(pid))
         self.write()
-        os.write(tell, b"%d" % pid)
+        try:
+            os.write(tell, b"%d" % pid)
+        except OSError:
+            pass  # the beat was killed: the turn will not be let go
         os.close(tell)
         log = Log(self.conf.beside("turn.log"))
         status, timed_out = self.keep(pid, out, log)
@@ -1600,7 +1609,10 @@ def illness(state, now):
         return "the last beat is %d s old" % (now - last)
     if last - now > 300:
         return "the last beat lies %d s in the future" % (last - now)
-    down = ["%s is %s" % pair for pair in sorted((n, r["status"]) for n, r in state["sources"].items())]
+    sources = state.get("sources")
+    if not isinstance(sources, dict):
+        return "the state file cannot be read"
+    down = ["%s is %s" % (name, sources[name]["status"]) for name in sorted(sources)]
     down = [text for text in down if not text.endswith((" ok", " limited"))]
     if down:
         return "degraded: %s" % ", ".join(down)
