@@ -183,7 +183,10 @@ class Recorder:
         # What was never looked at in this form is there because git says so; anything else moved by itself.
         # A consequence of our own repairs is no sign that something else changes it back.
         intended = is_consequence or before is None or before["digest"] != self.resources[rid].digest
-        self.detected[rid] = "intended" if intended else "corrective"
+        changes = tuple(changes)
+        recurring = kinds()[rid.kind].RECURRING
+        expected = bool(changes) and all(change.field in recurring for change in changes)
+        self.detected[rid] = "intended" if intended else "expected" if expected else "corrective"
         details = self._details(rid, changes, reason)
         self._event(rid, Status.DETECTED, 2, details, 0)
         # Together with its event: a pass that dies has not opened an episode that the next one opens again.

@@ -158,6 +158,8 @@ class Declaration(PolicyFields):
     """Whether a repair is verified over a new connection, because it could have cut us off."""
     UNSTEADY: ClassVar[tuple[str, ...]] = ()
     """Fields whose observed value moves by itself (a service that keeps dying): an undo need not restore it exactly."""
+    RECURRING: ClassVar[tuple[str, ...]] = ()
+    """Fields that differ again and again in the ordinary course of things: no sign that something changes them back."""
     CHANGES_NODE: ClassVar[bool] = True
     """Whether a repair changes the node itself, so that it is tried on one node before the others."""
     SHARES_PATHS: ClassVar[bool] = False

@@ -93,6 +93,7 @@ class Heartbeat(Declaration, AgentClass):
     CHECK_TYPE: ClassVar[str] = "C10"
     ORDER: ClassVar[int] = 60
     UNSTEADY: ClassVar[tuple[str, ...]] = ("beat", "tasks")
+    RECURRING: ClassVar[tuple[str, ...]] = ("tasks",)
     NOTICES: ClassVar[tuple[str, ...]] = notices.REASONS
     COMMON_CAUSES: ClassVar[tuple[str, ...]] = (notices.NO_BEAT_ANYWHERE,)
     ASKS_PROVIDERS: ClassVar[bool] = True
