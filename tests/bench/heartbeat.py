@@ -81,7 +81,8 @@ def used() -> float:
 def together(commands: Iterable[tuple[list[str], dict[str, str]]], at_once: int) -> tuple[float, float]:
     """CPU and wall seconds of all those processes, some at once."""
     before, began = used(), time.monotonic()
-    waiting, running = list(commands), []
+    waiting = list(commands)
+    running: list[subprocess.Popen[bytes]] = []
     while waiting or running:
         while waiting and len(running) < at_once:
             argv, env = waiting.pop(0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
@@ -27,12 +26,9 @@ MULTICA = ["multica", "issue", "list", "--output", "json"]
 
 
 def program() -> ModuleType:
-    """The program as a module, for what is pure."""
-    spec = importlib.util.spec_from_file_location("heartbeat_program", FILES / "heartbeat.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    """The program as a module, for what is pure; nothing compiled is left beside the source."""
+    module = ModuleType("heartbeat_program")
+    exec(compile((FILES / "heartbeat.py").read_text(), "heartbeat.py", "exec"), module.__dict__)
     return module
 
 
@@ -203,6 +199,16 @@ class Account:
         said = self.beat(*words)
         assert said.code == 0, said
         return self.state(words[0] if words else "architect")
+
+    def ended(self) -> dict[str, Any]:
+        """The record of the last turn, once it ended."""
+        path = self.file("turn.json")
+
+        def look() -> dict[str, Any]:
+            found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+            return found if "ended" in found else {}
+
+        return until(look)
 
     def look(self) -> dict[str, Any]:
         """A beat that looks at everything anew, and starts no turn."""

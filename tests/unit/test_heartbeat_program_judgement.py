@@ -23,7 +23,6 @@ from tests.unit.heartbeat_support import (
     issue,
     linked,
     program,
-    until,
     warning,
 )
 
@@ -36,12 +35,6 @@ def home(account: Path) -> Account:
     found = Account(account)
     found.declare()
     return found
-
-
-def ended(home: Account) -> dict[str, Any]:
-    """The last turn, once it ended."""
-    path = home.file("turn.json")
-    return until(lambda: (found := json.loads(path.read_text())) and "ended" in found and found)  # type: ignore[return-value]
 
 
 def rounds(home: Account, state: dict[str, Any], name: str) -> int:
@@ -268,7 +261,7 @@ def test_a_round_is_counted_for_every_turn(home: Account) -> None:
     for _ in range(6):
         state = home.see()
         seen.append((state["turn"]["task"], rounds(home, state, "c1"), sorted(set(codes(state)))))
-        ended(home)
+        home.ended()
     assert [entry[:2] for entry in seen] == [("c1", 1), ("c1", 2), ("c1", 3), ("c1", 4), ("c1", 5), ("c2", 5)]
     assert [entry[2] for entry in seen] == [[], [], [], ["RoundsWarn"], ["RoundsWarn"], ["RoundsLimit"]]
     home.cards(card("c1"))
@@ -288,7 +281,7 @@ def test_rounds_start_anew_when_a_task_was_away(home: Account) -> None:
     home.cards(card("c1", status="blocked"))
     home.see("architect", "--full")
     home.cards(card("c1"))
-    ended(home)
+    home.ended()
     assert rounds(home, home.see("architect", "--full"), "c1") == 1
 
 

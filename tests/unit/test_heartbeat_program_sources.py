@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -371,7 +372,8 @@ def test_two_hundred_agents_call_each_command_once(home: Account) -> None:
         )
     home.cards(*[card(f"c-{agent}", agentId=agent) for agent in agents])
     home.issues(*[issue(f"i{n}", assignee_id=f"id-{n}") for n in range(200)])
-    waiting, running = list(agents), []
+    waiting = list(agents)
+    running: list[subprocess.Popen[bytes]] = []
     while waiting or running:
         while waiting and len(running) < 16:
             running.append(home.start(waiting.pop()))

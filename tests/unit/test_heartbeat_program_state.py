@@ -85,6 +85,28 @@ def test_killed_at_any_moment_the_state_is_whole(home: Account) -> None:
     assert not [path for path in home.home.rglob("*.new") if path.stat().st_mtime < began]
 
 
+def test_a_file_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power cut leaves the old file or the new one: content, then name, then directory."""
+    done: list[str] = []
+    sync, rename = os.fsync, os.rename
+
+    def note_sync(handle: int) -> None:
+        done.append(f"sync {Path(f'/proc/self/fd/{handle}').readlink().name}")
+        sync(handle)
+
+    def note_rename(old: str, new: str) -> None:
+        done.append(f"rename {Path(old).name} {Path(new).name}")
+        rename(old, new)
+
+    monkeypatch.setattr(os, "fsync", note_sync)
+    monkeypatch.setattr(os, "rename", note_rename)
+    program().write_atomically(str(tmp_path / "a.json"), b"{}")
+    assert done == ["sync a.json.new", "rename a.json.new a.json", f"sync {tmp_path.name}"]
+    assert (tmp_path / "a.json").read_bytes() == b"{}"
+
+
 def test_a_beat_that_is_killed_before_it_wrote_starts_no_turn(home: Account) -> None:
     """The turn waits for the state: here the beat is killed while it cannot yet write that."""
     home.see()

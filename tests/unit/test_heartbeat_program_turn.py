@@ -7,7 +7,6 @@ import os
 import signal
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -29,17 +28,6 @@ def home(account: Path) -> Account:
     found.declare()
     found.cards(card("c1", title="设计 it"))
     return found
-
-
-def ended(home: Account) -> dict[str, Any]:
-    """The record of the turn, once it ended."""
-    path = home.file("turn.json")
-
-    def look() -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-        return found if "ended" in found else {}
-
-    return until(look)
 
 
 LASTING = 'echo $$ >"$HOME/.stand_ins/pid"; echo begun; sleep 600 & echo $! >"$HOME/.stand_ins/below"; wait\n'
@@ -66,14 +54,14 @@ def test_the_turn_is_a_process_of_its_own(lasting: Account) -> None:
     opened = {str(entry.readlink()) for entry in Path(f"/proc/{pid}/fd").iterdir()}
     assert not [name for name in opened if ".lock" in name or ".json" in name]
     os.killpg(pid, signal.SIGKILL)
-    assert ended(lasting)["status"] == -9
+    assert lasting.ended()["status"] == -9
 
 
 def test_a_turn_knows_its_task(home: Account) -> None:
     """By the placeholders of the declared command; what it prints is kept with the local time."""
     home.declare(turn=["openclaw", "agent", "--agent", "{agent}", "{task}: {title}"])
     home.see()
-    record = ended(home)
+    record = home.ended()
     assert (record["status"], record["timed_out"], record["task"]) == (0, False, "c1")
     assert home.calls("openclaw agent") == ["openclaw agent --agent architect c1: 设计 it"]
     first, second = home.file("turn.log").read_text().splitlines()
@@ -93,7 +81,7 @@ def test_a_turn_in_progress_is_seen(lasting: Account) -> None:
         assert state["memory"]["c1"]["rounds"] == 1
     assert len(lasting.calls("openclaw agent")) == 1
     os.killpg(pid, signal.SIGKILL)
-    ended(lasting)
+    lasting.ended()
     assert warning(lasting.see(), "TurnFailed")["tasks"] == ["c1"]
     os.killpg(until(lambda: json.loads(lasting.file("turn.json").read_text())["pid"]), signal.SIGKILL)
 
@@ -105,7 +93,7 @@ def test_a_turn_that_takes_too_long_is_ended_with_its_group(home: Account, deaf:
     home.declare(turn_timeout=1)
     home.see()
     pids = [number(home.stand_ins / name) for name in ("pid", "below")]
-    record = ended(home)
+    record = home.ended()
     assert record["timed_out"]
     assert record["status"] == (-9 if deaf else -15)
     assert 1 <= record["ended"] - record["started"] < 40
@@ -129,13 +117,13 @@ def test_a_turn_whose_watcher_was_killed_is_seen_and_ended_in_time(lasting: Acco
     state = lasting.see()
     until(lambda: not is_alive(pid), 10)
     assert "TurnLost" in codes(state)
-    assert ended(lasting)["status"] == 0
+    assert lasting.ended()["status"] == 0
 
 
 def test_another_process_of_that_number_is_not_the_turn(home: Account) -> None:
     """Numbers come round; the time of birth tells."""
     home.see()
-    record = {**ended(home), "pid": os.getpid(), "birth": "1"}
+    record = {**home.ended(), "pid": os.getpid(), "birth": "1"}
     del record["ended"]
     home.file("turn.json").write_text(json.dumps(record))
     state = home.see()
@@ -147,7 +135,7 @@ def test_a_turn_that_fails_is_told_by_the_next_beat(home: Account) -> None:
     """With its status; the next turn is started all the same."""
     home.turn("echo no provider >&2; exit 7\n")
     assert "TurnFailed" not in codes(home.see())
-    assert ended(home)["status"] == 7
+    assert home.ended()["status"] == 7
     assert "no provider" in home.file("turn.log").read_text()
     state = home.see()
     assert "status 7" in warning(state, "TurnFailed")["detail"]
@@ -168,7 +156,7 @@ def test_the_log_of_turns_stays_small(home: Account) -> None:
     """Two files of 256 KB, whatever a turn prints."""
     home.turn('head -c 3000000 /dev/zero | tr "\\0" x; echo; echo the end\n')
     home.see()
-    assert ended(home)["status"] == 0
+    assert home.ended()["status"] == 0
     for ending in ("turn.log", "turn.log.1"):
         assert home.file(ending).stat().st_size <= 256 << 10
     assert home.file("turn.log").read_text().endswith("the end\n")
@@ -180,7 +168,7 @@ def test_what_a_turn_leaves_running_delays_nobody(home: Account) -> None:
         'sleep 600 & echo $! >"$HOME/.stand_ins/below"; (while :; do echo noise; sleep 0.01; done) & echo $! >"$HOME/.stand_ins/noise"; exit 0\n'
     )
     home.see()
-    assert ended(home)["status"] == 0
+    assert home.ended()["status"] == 0
     for name in ("below", "noise"):
         pid = number(home.stand_ins / name)
         if is_alive(pid):
@@ -197,13 +185,13 @@ def test_a_conversation_is_never_interrupted(home: Account) -> None:
     assert state["memory"] == {}
     os.utime(marker, (time.time() - 400, time.time() - 400))
     assert home.see()["outcome"] == "turn"
-    ended(home)
+    home.ended()
     for code, outcome, talking in ((0, "conversation", True), (1, "turn", False), (2, "conversation", None)):
         home.declare(conversation={"command": ["sh", "-c", f"exit {code}"]})
         state = home.see()
         assert (state["outcome"], state["conversation"]) == (outcome, talking)
         assert ("ConversationUnknown" in codes(state)) == (talking is None)
-        ended(home)
+        home.ended()
     home.declare(conversation={"command": ["no-such-command"]})
     assert home.see()["outcome"] == "conversation"
     home.declare(conversation={"command": ["sleep", "600"]}, source_timeout=1)
@@ -223,7 +211,7 @@ def test_the_turn_has_the_declared_time_zone_and_path(home: Account) -> None:
     home.turn('date "+%Z $PATH"; exit 0\n')
     home.declare(path=["~/tools"], timezone="America/New_York")
     home.see()
-    ended(home)
+    home.ended()
     zone, _, path = home.file("turn.log").read_text().splitlines()[1].partition(" ")
     assert zone in ("EST", "EDT")
     assert path.split(":")[:2] == [f"{home.home}/tools", f"{home.home}/.local/bin"]
