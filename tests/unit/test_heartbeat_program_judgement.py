@@ -274,6 +274,14 @@ def test_work_in_progress_comes_before_new_work(home: Account) -> None:
     assert home.see()["turn"]["task"] == "c2"
 
 
+@pytest.mark.parametrize("status", ["todo", "ready"])
+def test_a_claimed_card_is_in_progress(home: Account, status: str) -> None:
+    """A worker claims a card before it moves it."""
+    home.cards({**claimed("c1", minutes=7), "status": status})
+    (found,) = home.look()["in_progress"]
+    assert 410 < found["age"] < 500
+
+
 def test_rounds_start_anew_when_a_task_was_away(home: Account) -> None:
     """Blocked, done, or given to somebody else in between."""
     home.cards(card("c1"))

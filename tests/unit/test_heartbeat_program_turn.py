@@ -175,6 +175,14 @@ def test_what_a_turn_leaves_running_delays_nobody(home: Account) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
+def test_a_turn_has_the_signals_of_any_program(home: Account) -> None:
+    """Python ignores a broken pipe, and what it starts would inherit that: a pipeline would not end, or complain."""
+    home.turn("yes | head -n 1\n")
+    home.see()
+    assert home.ended()["status"] == 0
+    assert home.file("turn.log").read_text().splitlines()[1:] == ["y"]
+
+
 def test_a_conversation_is_never_interrupted(home: Account) -> None:
     """By a marker that is fresh, or by a command that says so; and no round is counted."""
     marker = home.home / "architect.talking"
