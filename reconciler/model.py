@@ -385,10 +385,7 @@ class Alert:
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """What people have to hear of as long as a node says it, whether or not anything is put right.
-
-    ``reason`` is a constant in CamelCase, severity as in events, ``to`` names audiences (empty: everybody).
-    """
+    """What people have to hear of as long as a node says it, repaired or not; its fields are those of an alert."""
 
     reason: str
     severity: int
@@ -399,10 +396,7 @@ class Notice:
 
 @dataclass(frozen=True, slots=True)
 class CommonCause:
-    """One reason why many resources differ, told once for the fleet.
-
-    While it holds, nobody is told of a single resource that differs in nothing but ``fields``.
-    """
+    """One reason why many differ, told once for the fleet, and not for each that differs in nothing but ``fields``."""
 
     notice: Notice
     fields: frozenset[str]

@@ -285,10 +285,6 @@ def _problem(item: Any) -> Problem:
         return _route_problem(item)
     if name in _TABLES:
         return _table_problem(name, item)
-    if name == "analysis":
-        return _table_problem(item, AnalysisSettings, "docs/analysis.md")
-    if name == "sidecar":
-        return _table_problem(item, SidecarSettings, "docs/heartbeats.md")
     if item["type"] == "extra_forbidden":
         return Problem(f"unknown setting {name!r}", Mark(FILE), "known: " + ", ".join(Settings.model_fields))
     place = f"the setting {name} (RECONCILER_{name.upper()}, or {name} in {FILE})"
@@ -311,6 +307,7 @@ _TABLES: dict[str, tuple[type[BaseModel], str]] = {
     "analysis": (AnalysisSettings, "docs/analysis.md"),
     "git": (GitSettings, "docs/running.md"),
     "http": (HttpSettings, "docs/http.md"),
+    "sidecar": (SidecarSettings, "docs/heartbeats.md"),
 }
 
 
@@ -323,13 +320,4 @@ def _table_problem(name: str, item: Any) -> Problem:
         return Problem(f"[{name}]: unknown key {field!r}", Mark(FILE), hint)
     variable = "__".join(["RECONCILER", *map(str, item["loc"][:2])]).upper().replace("__", "_", 1)
     place = f"[{name}] (or {variable})" if field else f"[{name}]"
-def _table_problem(item: Any, model: type[BaseModel], page: str) -> Problem:
-    """A mistake in a table such as ``[analysis]``. What was written is not repeated: it may be a key."""
-    table = f"[{item['loc'][0]}]"
-    field, hint = ".".join(map(str, item["loc"][1:])), f"see the chapter on settings in {page}"
-    if item["type"] == "extra_forbidden":
-        hint = "known: " + ", ".join(model.model_fields)
-        return Problem(f"{table}: unknown key {field!r}", Mark(FILE), hint)
-    variable = "__".join(["RECONCILER", *map(str, item["loc"][:2])]).upper().replace("__", "_", 1)
-    place = f"{table} (or {variable})" if field else table
     return Problem(f"{place}: {field + ': ' if field else ''}{item['msg']}", Mark(FILE), hint)

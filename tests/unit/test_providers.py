@@ -189,7 +189,7 @@ def test_nobody_is_asked_where_nobody_has_a_use_for_it(desired: Desired) -> None
     ("text", "message"),
     [
         ('[sidecar]\nurl = "here"', "[sidecar] (or RECONCILER_SIDECAR__URL): url: write the base URL"),
-        ('[sidecar]\ntoken = "abc"', "token: refer to the key with $env:NAME or $file:/path"),
+        ('[sidecar]\ntoken = "abc"', "token: refer to it with $env:NAME or $file:/path"),
         ("[sidecar]\nport = 1", "[sidecar]: unknown key 'port'"),
     ],
 )
