@@ -40,9 +40,10 @@ molecule: $(VENV)/.installed-dev ## Every role's scenario on real nodes (root on
 lab: $(VENV)/.installed-dev ## The repository's own desired state on lab nodes (root on Debian)
 	@$(BIN)/python -m tests.lab.fleet
 
-bench: $(VENV)/.installed-bench ## What a pass and a proxied call cost beside the alternatives (root on Debian)
+bench: $(VENV)/.installed-bench ## What a pass, a proxied call and a round of heartbeats cost beside the alternatives (root on Debian)
 	@$(BIN)/python -m tests.bench reconciler
 	@$(BIN)/python -m tests.bench sidecar
+	@$(BIN)/python -m tests.bench heartbeat
 
 soak: $(VENV)/.installed-dev ## 500 passes in one process: memory, open files and directories stay flat
 	@$(BIN)/python -m tests.bench soak

@@ -19,7 +19,9 @@ from reconciler.wording import level_of
 KEEP_FILES = timedelta(days=30)
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
-_WRITTEN = ("severity", "status", "resolved", "resolution", "detail", "advice", "changes")
+_WRITTEN = ("severity", "status", "resolved", "resolution", "detail", "advice", "changes", "audience")
+# Columns that hold JSON.
+LISTS = ("changes", "audience")
 
 Row = dict[str, Any]
 
@@ -82,14 +84,14 @@ class AlertFiles:
         with self.store.db.atomic():
             self.store.db.execute(
                 f"UPDATE alerts SET file = :state, file_error = :error WHERE id = :id AND {same}",  # noqa: S608 - names from above
-                {**row, "changes": dumped(row["changes"]), "state": state, "error": error},
+                {**row, **{name: dumped(row[name]) for name in LISTS}, "state": state, "error": error},
             )
 
 
 def alert_rows(store: Store, where: str, values: Sequence[Any] = ()) -> list[Row]:
     """Rows of alerts by a clause of SQL."""
     rows = store.db.query(f"SELECT * FROM alerts WHERE {where}", list(values))  # noqa: S608 - no caller takes it from outside
-    return [{**row, "changes": json.loads(row["changes"])} for row in rows]
+    return [{**row, **{name: json.loads(row[name]) for name in LISTS}} for row in rows]
 
 
 def dumped(value: Any) -> str:
@@ -103,7 +105,7 @@ def document(row: Mapping[str, Any]) -> Row:
         "id", "key", "node", "kind", "name", "reason", "severity", "status", "opened", "resolved",
         "resolution", "detail", "advice", "changes", "occurrences", "run", "revision", "cause",
     )  # fmt: skip
-    return {**{name: row[name] for name in names}, "level": level_of(row["severity"])}
+    return {**{name: row[name] for name in names}, "level": level_of(row["severity"]), "to": row["audience"]}
 
 
 def file_name(row: Mapping[str, Any]) -> str:

@@ -75,6 +75,8 @@ def _what(row: Mapping[str, Any]) -> Text:
     lines = [row["detail"], *map(change_text, row["changes"])]
     if row["advice"]:
         lines.append(f"→ {row['advice']}")
+    if row["to"]:
+        lines.append(f"for {', '.join(row['to'])}")
     if row["status"] == "resolved":
         lines.append(f"resolved {row['resolved'][:16].replace('T', ' ')}" + _colon(row["resolution"]))
     elif row["occurrences"] > 1:

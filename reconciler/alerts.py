@@ -8,13 +8,13 @@ So it may end anywhere and be called again.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from reconciler.alert_files import AlertFiles, alert_rows, document, dumped, file_name
+from reconciler.alert_files import LISTS, AlertFiles, alert_rows, document, dumped, file_name
 from reconciler.model import Alert, Change
 from reconciler.settings import Route
 from reconciler.store import Store, now_text
@@ -60,6 +60,7 @@ class Alerts:
             "detail": alert.detail,
             "advice": alert.advice,
             "changes": dumped([_change(change) for change in alert.changes]),
+            "audience": dumped(sorted(alert.to)),
         }
         with self._writing():
             before = self._rows("status = 'open' AND key = ? AND reason = ?", [alert.key, alert.reason])
@@ -90,21 +91,32 @@ class Alerts:
     def _refresh(self, before: Row, said: Mapping[str, Any], now: datetime) -> None:
         said = {**said, "severity": max(before["severity"], said["severity"])}
         # That it was seen once more is no reason to write a file in every pass.
-        shown = {**said, "changes": json.loads(said["changes"])}
+        shown = {**said, **{name: json.loads(said[name]) for name in LISTS}}
         file = before["file"] if all(before[name] == value for name, value in shown.items()) else "stale"
         self.store.db.execute(
             "UPDATE alerts SET severity = :severity, detail = :detail, advice = :advice, changes = :changes, "
-            "seen = :seen, occurrences = occurrences + 1, file = :file WHERE id = :id",
+            "audience = :audience, seen = :seen, occurrences = occurrences + 1, file = :file WHERE id = :id",
             {**said, "seen": now_text(now), "file": file, "id": before["id"]},
         )
 
-    def resolve(self, key: str, now: datetime, reason: str = "", only: str | None = None) -> None:
-        """End every open alert of this key, or ``only`` the one with that reason; ``reason`` says why it is over."""
+    def resolve(
+        self,
+        key: str,
+        now: datetime,
+        reason: str = "",
+        only: str | None = None,
+        keep: Collection[str] = (),
+    ) -> None:
+        """End every open alert of this key, or ``only`` the one with that reason; ``reason`` says why it is over.
+
+        Alerts with a reason in ``keep`` go on.
+        """
         with self._writing():
             self.store.db.execute(
                 "UPDATE alerts SET status = 'resolved', resolved = :now, resolution = :why, file = 'stale' "
-                "WHERE key = :key AND status = 'open' AND (:only IS NULL OR reason = :only)",
-                {"key": key, "now": now_text(now), "why": reason, "only": only},
+                "WHERE key = :key AND status = 'open' AND (:only IS NULL OR reason = :only) "
+                "AND reason NOT IN (SELECT value FROM json_each(:keep))",
+                {"key": key, "now": now_text(now), "why": reason, "only": only, "keep": dumped([*keep])},
             )
 
     # --- what people and programs ask ---
@@ -220,7 +232,7 @@ class Alerts:
         found: dict[str, list[Row]] = {}
         for row in alerts:
             level = level_of(row["severity"])
-            if level in route.levels and level < told.get(row["id"], "P9"):
+            if _takes(route, row) and level < told.get(row["id"], "P9"):
                 found.setdefault(row["cause"], []).append(row)
         return [
             row
@@ -337,6 +349,13 @@ class Alerts:
         marks = ", ".join(f":{name}" for name in row)
         cursor = self.store.db.execute(f"INSERT INTO {table} ({names}) VALUES ({marks})", dict(row))  # noqa: S608 - only the names above
         return int(cursor.lastrowid or 0)
+
+
+def _takes(route: Route, row: Row) -> bool:
+    """Whether an alert is for this route: of its levels, and where the route has audiences, for one of them."""
+    return level_of(row["severity"]) in route.levels and (
+        not route.to or bool({*route.to} & {*row["audience"]})
+    )
 
 
 def _change(change: Change) -> Row:

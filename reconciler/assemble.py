@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Self
 
-from reconciler import runner
+from reconciler import providers, runner
 from reconciler.alerts import Alerts
 from reconciler.analyze import Analyzer
 from reconciler.converge import Converger
@@ -147,6 +147,8 @@ def one_pass(
         desired, wanted = overlaid(desired, proposals), overlaid(wanted, proposals)
         revision = git_revision(settings.desired) if scope.revision is None else scope.revision
         context = Context(run_id, revision, lease.epoch if lease else None, scope.next_in, on_event)
+        known = providers.asked(settings.sidecar, wanted)
+        desired, wanted = providers.overlaid(desired, known), providers.overlaid(wanted, known)
         runs: list[Run] = []
         clock = stack.enter_context(_RunClock(runs, on_run))
         observer = Observer(how, inventory.variables, clock.start, on_node, ahead)
@@ -154,7 +156,8 @@ def one_pass(
         if lease and lease.fence_due:
             # A pass over a part of the fleet tells that part, and leaves it to a whole one to tell all.
             observer.fence(lease.epoch, lambda: None if scope.is_limited else lease.fenced())
-        recorder = Recorder(store, desired, context, bell(settings, store))
+        fleet = providers.standing(settings.sidecar, known)
+        recorder = Recorder(store, desired, context, bell(settings, store), fleet)
         converger = Converger(how, observer, desired, recorder, clock.start)
         wishes = Wishes(
             check=scope.check, retry=scope.retry, allow_mass_change=scope.allow_mass_change,

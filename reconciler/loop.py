@@ -32,8 +32,9 @@ from reconciler.model import (
 )
 from reconciler.observe import Observer
 from reconciler.plan import Situation, plan
-from reconciler.record import Issues, Judgement, Recorder
+from reconciler.record import Issues, Recorder
 from reconciler.rollout import Hold, mass_change, next_wave
+from reconciler.telling import Judgement
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ class Pass:
         resources = {rid: r for rid, r in self.desired.resources.items() if r.policy.mode is not Mode.IGNORE}
         observed = self.observer.observe(resources.values())
         reached("observed")
+        self.recorder.looked(observed, whole=not self.wishes.limited)
         seen = diff(resources, observed.observations)
         outcomes, observed = self._carry_on(resources, observed, seen)
         hold = self._guard(resources, observed, started)

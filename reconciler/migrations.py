@@ -183,6 +183,11 @@ _EVENT_SUMS = (
 )
 
 
+def _m007_audience(db: sqlite_utils.Database) -> None:
+    if "audience" not in db.table("alerts").columns_dict:
+        db.conn.execute("ALTER TABLE alerts ADD COLUMN audience TEXT NOT NULL DEFAULT '[]'")
+
+
 # Each may run again over its own half-done work: a process can end in the middle of one.
 MIGRATIONS: tuple[Callable[[sqlite_utils.Database], None], ...] = (
     _m001_initial,
@@ -191,4 +196,5 @@ MIGRATIONS: tuple[Callable[[sqlite_utils.Database], None], ...] = (
     _m004_safety,
     _m005_asks,
     _m006_totals,
+    _m007_audience,
 )

@@ -379,6 +379,37 @@ class Alert:
     advice: str = ""
     node: str = ""
     changes: tuple[Change, ...] = ()
+    to: tuple[str, ...] = ()
+    """Audiences that it is for; empty: for everybody."""
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """What people have to hear of as long as a node says it, repaired or not; its fields are those of an alert."""
+
+    reason: str
+    severity: int
+    detail: str
+    advice: str = ""
+    to: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class CommonCause:
+    """One reason why many differ, told once for the fleet, and not for each that differs in nothing but ``fields``."""
+
+    notice: Notice
+    fields: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One measured value as Prometheus has it: name, labels, number, and what the name means."""
+
+    name: str
+    labels: Mapping[str, str]
+    value: float
+    help: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,9 +11,10 @@ from reconciler.desired.load import Desired
 from reconciler.kinds.base import Context as ResolveContext
 from reconciler.kinds.registry import kinds
 from reconciler.model import Analysis, Change, Question, Resource, ResourceId
-from reconciler.record import Issues, Judgement
+from reconciler.record import Issues
 from reconciler.settings import AnalysisSettings
 from reconciler.store import Store
+from reconciler.telling import Judgement
 
 HISTORY = 10
 

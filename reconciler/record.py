@@ -5,11 +5,10 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from collections.abc import Set as AbstractSet
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any, Protocol
+from typing import Any
 
 from reconciler.attempts import after_failure
 from reconciler.desired.load import Desired
@@ -18,55 +17,29 @@ from reconciler.kinds.registry import kinds
 from reconciler.model import (
     SECRET,
     Action,
-    Alert,
     Change,
     Drift,
     Event,
     Mode,
+    Notice,
     Observation,
+    Observed,
     OpenAttempt,
     Outcome,
     Repairs,
     Report,
     Resource,
     ResourceId,
-    Skip,
     Status,
 )
 from reconciler.plan import suspension
 from reconciler.rollout import Hold
 from reconciler.store import Store, now_text
+from reconciler.telling import Bell, Judgement, Silence, Teller, is_open, plain
 
 MASS_CHANGE = "mass-change"
 # Reasons of conditions: constants, so that people and programs can rely on them.
 AS_DESIRED, DRIFTED, UNKNOWN = "AsDesired", "Drifted", "Unknown"
-
-
-class Bell(Protocol):
-    """Where people are told of something, once per episode; called inside the store's transaction."""
-
-    def raise_(self, alert: Alert, context: Mapping[str, Any], now: datetime) -> None:
-        """Open an alert, or refresh the open one of the same key and reason."""
-
-    def resolve(self, key: str, now: datetime, reason: str = "", only: str | None = None) -> None:
-        """End the open alerts of this key."""
-
-    def open_keys(self) -> set[str]:
-        """What open alerts are about."""
-
-
-class Silence:
-    """Nobody is told."""
-
-    def raise_(self, alert: Alert, context: Mapping[str, Any], now: datetime) -> None:
-        """Not told."""
-
-    def resolve(self, key: str, now: datetime, reason: str = "", only: str | None = None) -> None:
-        """Nothing was told."""
-
-    def open_keys(self) -> set[str]:
-        """Nothing is open."""
-        return set()
 
 
 @dataclass(frozen=True)
@@ -83,15 +56,6 @@ class Context:
     on_event: Callable[[Event], None] = lambda _event: None
 
 
-@dataclass(frozen=True)
-class Judgement:
-    """What an analyzer said of an issue: ``details`` for the record, ``advice`` for a person."""
-
-    severity: int
-    details: Mapping[str, Any]
-    advice: str
-
-
 Issues = dict[ResourceId, tuple[tuple[Change, ...], str]]
 
 
@@ -101,16 +65,23 @@ class Recorder:
     Everything is written under the lease. Whatever is lost of it raises LeaseLostError, and nothing is written.
     """
 
-    def __init__(self, store: Store, desired: Desired, context: Context, bell: Bell | None = None) -> None:
-        """``desired`` is everything declared, also what this pass does not look at."""
+    def __init__(
+        self,
+        store: Store,
+        desired: Desired,
+        context: Context,
+        bell: Bell | None = None,
+        fleet: Mapping[str, Notice | None] | None = None,
+    ) -> None:
+        """``desired`` is everything declared, also what this pass does not look at; ``fleet`` is told as it is."""
         self.store, self.resources, self.limits = store, desired.resources, desired.limits
-        self.context, self.bell = context, bell or Silence()
+        self.context = context
         self.said = {"run": context.run_id, "revision": context.revision}
         self.conditions = store.conditions()
         self.suspensions = store.suspensions()
         self.history = store.history(self.limits, datetime.now(UTC))
         self.detected: dict[ResourceId, str] = {}
-        self.judged: Mapping[ResourceId, Judgement] = {}
+        self.teller = Teller(bell or Silence(), self.said, self.conditions, self.limits, fleet or {})
 
     # --- attempts ---
 
@@ -141,7 +112,7 @@ class Recorder:
                 digest = self.resources[action.id].digest
                 fresh.append(
                     OpenAttempt(
-                        action.id, action.attempt, action.number, digest, before=tuple(map(_plain, changes))
+                        action.id, action.attempt, action.number, digest, before=tuple(map(plain, changes))
                     )
                 )
             self.store.begin_attempts(fresh)
@@ -186,19 +157,19 @@ class Recorder:
         if outcome.status is Status.FIXED:
             self.store.close_episode(rid)
             self.store.forget_repairs(rid)
-            self.bell.resolve(str(rid), now)
+            self.teller.fixed(rid, now)
             return
         before = self.history.get(rid, Repairs())
         after = after_failure(before, self.resources[rid], now, random.random())  # noqa: S311 - spreads load only
         self.store.set_repairs(rid, after)
-        when = f"{after.next_attempt:%Y-%m-%d %H:%M %Z}" if after.next_attempt else "once"
-        if outcome.severity >= 5:  # noqa: PLR2004 - an undo that failed
-            advice = f"see to {rid.node}: it is neither as before nor as declared; copies: {', '.join(outcome.backup)}"
-            self._alert(rid, "UndoFailed", 5, outcome.detail, advice, outcome.changes)
-        elif after.exhausted:
-            advice = f"tried again at {when}, or at once after: reconcile resume {rid}"
-            detail = f"{after.attempts} attempts failed: {outcome.detail}"
-            self._alert(rid, "RepairFailed", 4, detail, advice, outcome.changes)
+        self.teller.failed(outcome, after)
+
+    # --- the first look ---
+
+    def looked(self, observed: Observed, *, whole: bool) -> None:
+        """What the first look of a pass brought; only a whole one can say what all resources of a kind have."""
+        if whole:
+            self.teller.looked(observed)
 
     # --- episodes ---
 
@@ -212,7 +183,10 @@ class Recorder:
         # What was never looked at in this form is there because git says so; anything else moved by itself.
         # A consequence of our own repairs is no sign that something else changes it back.
         intended = is_consequence or before is None or before["digest"] != self.resources[rid].digest
-        self.detected[rid] = "intended" if intended else "corrective"
+        changes = tuple(changes)
+        recurring = kinds()[rid.kind].RECURRING
+        expected = bool(changes) and all(change.field in recurring for change in changes)
+        self.detected[rid] = "intended" if intended else "expected" if expected else "corrective"
         details = self._details(rid, changes, reason)
         self._event(rid, Status.DETECTED, 2, details, 0)
         # Together with its event: a pass that dies has not opened an episode that the next one opens again.
@@ -263,7 +237,7 @@ class Recorder:
         judged: Mapping[ResourceId, Judgement] | None = None,
     ) -> None:
         """Events for what is only told, then the condition of everything looked at, alerts, and the pass."""
-        self.judged = judged or {}
+        self.teller.judged = judged or {}
         with self._transaction():
             self._skipped(report, remaining)
             self._annotate()
@@ -274,13 +248,15 @@ class Recorder:
             declared = {str(rid) for rid, r in self.resources.items() if r.policy.mode is not Mode.IGNORE}
             gone = [key for key in self.conditions if key not in declared]
             self.store.set_conditions(rows, forget=gone)
-            self._tell(report, rows, gone)
+            self.teller.tell(report, rows, gone)
             self.store.set_pass(self._pass(report, rows))
         reached("finished")
 
     def _skipped(self, report: Report, remaining: Mapping[ResourceId, Drift]) -> None:
         acted = {outcome.id for outcome in report.outcomes}
         for skip in report.plan.skips:
+            if skip.code == "Flapping":
+                self._quarantine(skip.id, report.started)
             if skip.id not in remaining or skip.id in acted:
                 continue
             known = is_open(self.conditions.get(str(skip.id)))
@@ -289,8 +265,14 @@ class Recorder:
                 details = self._details(skip.id, skip.changes, skip.reason)
                 self._event(skip.id, Status.FAILED, 3, details, 0)
 
+    def _quarantine(self, rid: ResourceId, now: datetime) -> None:
+        before = self.history.get(rid, Repairs())
+        if before.quarantined_until is None or before.quarantined_until <= now:
+            until = now + timedelta(seconds=self.limits.quarantine)
+            self.store.set_repairs(rid, replace(before, quarantined_until=until))
+
     def _annotate(self) -> None:
-        for rid, judgement in self.judged.items():
+        for rid, judgement in self.teller.judged.items():
             self.store.annotate(rid, judgement.severity, judgement.details)
             may_run = judgement.details.get("may_run")
             if may_run:
@@ -321,91 +303,6 @@ class Recorder:
                 self._event(rid, Status.FIXED, 1, self._details(rid, (), reason), 0)
                 self.store.forget_repairs(rid)
 
-    def _tell(self, report: Report, rows: Iterable[Mapping[str, Any]], gone: Iterable[str]) -> None:
-        """Alerts for what stays wrong for a reason of its own; the end of those whose reason is over."""
-        for skip in report.plan.skips:
-            self._tell_skip(skip, report.started)
-        known = self.bell.open_keys()
-        for row in rows:
-            if row["status"] in ("True", "False") and row["issue_key"] in known:
-                only = None if row["status"] == "True" else "Unknown"
-                self.bell.resolve(row["issue_key"], report.started, only=only)
-            elif row["status"] == "Unknown" and self._is_for_somebody(row, report):
-                rid = ResourceId.parse(row["issue_key"])
-                advice = f"the node answers, but cannot say: reconcile explain {rid}"
-                self._alert(rid, "Unknown", 3, row["message"], advice)
-        for key in known & set(gone):
-            self.bell.resolve(key, report.started, "it is not declared any more")
-        self._tell_nodes(report, rows, known)
-        self._tell_hold(report)
-
-    def _tell_skip(self, skip: Skip, now: datetime) -> None:
-        rid = skip.id
-        if skip.code == "NeedsPerson":
-            said = self._advice(rid) or f"reconcile explain {rid}"
-            self._alert(rid, skip.code, 3, skip.reason, said, skip.changes)
-        elif skip.code == "OnlyWarned":
-            detail = "not as declared, and its mode is warn"
-            self._alert(rid, skip.code, 2, detail, f"reconcile explain {rid}", skip.changes)
-        elif skip.code == "Flapping":
-            before = self.history.get(rid, Repairs())
-            if before.quarantined_until is None or before.quarantined_until <= now:
-                until = now + timedelta(seconds=self.limits.quarantine)
-                self.store.set_repairs(rid, replace(before, quarantined_until=until))
-            advice = f"find what changes it, then: reconcile resume {rid}"
-            self._alert(rid, skip.code, 4, skip.reason, advice, skip.changes)
-
-    def _advice(self, rid: ResourceId) -> str:
-        """What an analyzer said of this episode, in this pass or when it began."""
-        before = self.conditions.get(str(rid))
-        known = str(before["details"].get("advice", "")) if before and is_open(before) else ""
-        return self.judged[rid].advice if rid in self.judged else known
-
-    def _tell_nodes(self, report: Report, rows: Iterable[Mapping[str, Any]], known: AbstractSet[str]) -> None:
-        """A node that is silent for long enough is told of once, and once when it is back."""
-        since: dict[str, str] = {}
-        for row in rows:  # the last of its resources to become unknown did so when the node fell silent
-            since[row["node"]] = max(since.get(row["node"], ""), row["since"])
-        for state in report.observed.nodes.values():
-            if state.reachable and state.node in known:
-                self.bell.resolve(state.node, report.started, only="NodeUnknown")
-            elif not state.reachable and self._lasted(since[state.node]):
-                detail = f"no answer since {since[state.node]}: {state.reason}"
-                advice = "nothing is done there until it answers; is it up, and does ssh to it work?"
-                alert = Alert(state.node, "NodeUnknown", 4, detail, advice, state.node)
-                self.bell.raise_(alert, self.said, report.started)
-
-    def _tell_hold(self, report: Report) -> None:
-        held = next((skip for skip in report.plan.skips if skip.code == "MassChange"), None)
-        if held is None:
-            if not report.limited:
-                self.bell.resolve("fleet", report.started, only="MassChange")
-            return
-        advice = "look at the canary, then: reconcile --once --allow-mass-change"
-        self.bell.raise_(Alert("fleet", "MassChange", 4, held.reason, advice), self.said, report.started)
-
-    def _is_for_somebody(self, row: Mapping[str, Any], report: Report) -> bool:
-        """Whether the node answers, and yet this could not be learnt for long enough."""
-        return report.observed.nodes[row["node"]].reachable and self._lasted(row["since"])
-
-    def _lasted(self, since: str) -> bool:
-        # By now, not by the start of the pass: that was before this was noticed.
-        lasted = datetime.now(UTC) - datetime.fromisoformat(since)
-        return lasted >= timedelta(seconds=self.limits.unknown_alert_after)
-
-    def _alert(  # noqa: PLR0917 - what an alert is made of
-        self,
-        rid: ResourceId,
-        reason: str,
-        severity: int,
-        detail: str,
-        advice: str,
-        changes: Iterable[Change] = (),
-    ) -> None:
-        plain = tuple(map(_plain, changes))
-        alert = Alert(str(rid), reason, severity, detail, advice, rid.node, plain)
-        self.bell.raise_(alert, self.said, datetime.now(UTC))
-
     def _transaction(self) -> AbstractContextManager[None]:
         return self.store.transaction(self.context.epoch)
 
@@ -432,7 +329,7 @@ class Recorder:
             "observed": _facts(self.resources[rid], observation),
             "suspended": self._suspension(rid, report.started),
             "cause": self._cause(rid) if drift or is_open(before) else "",
-            "advice": self._advice(rid) if drift or status == "Unknown" else "",
+            "advice": self.teller.advice(rid) if drift or status == "Unknown" else "",
         }
         return self._row(rid, (status, reason, message), details)
 
@@ -471,16 +368,6 @@ def _facts(resource: Resource, observation: Observation) -> Any:
     file = {key: value for key, value in observation.facts.get("file", {}).items() if key != "text"}
     found = {key: value for key, value in observation.facts.items() if key not in ("text", "file")}
     return {**found, **({"file": file} if file else {})}
-
-
-def is_open(condition: Mapping[str, Any] | None) -> bool:
-    """Whether an episode of drift was known and not over when this condition was written."""
-    return condition is not None and bool(condition["details"].get("open"))
-
-
-def _plain(change: Change) -> Change:
-    """A change without its text diff, which can be as long as the file."""
-    return replace(change, diff="")
 
 
 def change_details(change: Change) -> dict[str, Any]:

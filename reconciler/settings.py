@@ -50,6 +50,8 @@ class Route(BaseModel):
     """Where the Apprise URL stands: ``$env:NAME`` or ``$file:/path``."""
     levels: tuple[Level, ...] = Field(("P0", "P1", "P2"), min_length=1)
     """The levels that are told there."""
+    to: tuple[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=64)], ...] = ()
+    """Audiences: only alerts for one of them are told there. Without any, all alerts are."""
     resolved: bool = True
     """Whether it is also told when an alert is over."""
     reports: bool = False
@@ -173,6 +175,19 @@ class HttpSettings(BaseModel):
     """Where the token is that callers show: ``$env:NAME`` or ``$file:/path``."""
 
 
+class SidecarSettings(BaseModel):
+    """Where the language-model proxy's admin API is, which knows whether the providers rest."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    url: Annotated[str, AfterValidator(_http)] | None = None
+    """Its base URL, such as ``http://127.0.0.1:9190``."""
+    token: Annotated[str, AfterValidator(_reference)] | None = None
+    """Where its admin token is: ``$env:NAME`` or ``$file:/path``."""
+    timeout: Annotated[Duration, AfterValidator(_positive)] = "3s"
+    """The longest that a pass waits for it."""
+
+
 class Settings(BaseSettings):
     """Where things are and how Ansible is run."""
 
@@ -217,6 +232,8 @@ class Settings(BaseSettings):
     """Who judges issues, and what may be done with what they propose."""
     http: HttpSettings = HttpSettings()
     """Where a daemon answers over HTTP."""
+    sidecar: SidecarSettings = SidecarSettings()
+    """Who knows whether the language-model providers rest."""
 
     @classmethod
     def settings_customise_sources(
@@ -290,6 +307,7 @@ _TABLES: dict[str, tuple[type[BaseModel], str]] = {
     "analysis": (AnalysisSettings, "docs/analysis.md"),
     "git": (GitSettings, "docs/running.md"),
     "http": (HttpSettings, "docs/http.md"),
+    "sidecar": (SidecarSettings, "docs/heartbeats.md"),
 }
 
 

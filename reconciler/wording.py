@@ -125,6 +125,8 @@ def opening(rows: Sequence[Row], known: Background) -> Message:
         lines.append(
             f"It came back {_count(known.recurred, 'time')} since it was told {_moment(known.told)}."
         )
+    if audience := list(dict.fromkeys(name for row in rows for name in row["audience"])):
+        lines.append(f"For: {_listed(audience)}")
     if worst["advice"]:
         lines.append(f"Next: {_shortened(worst['advice'], PARAGRAPH)}")
     more = f"reconcile explain {worst['key']}" if worst["kind"] else f"reconcile alerts {worst['reason']}"

@@ -3,6 +3,7 @@
 import os
 import sqlite3
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -272,9 +273,11 @@ class Admin:
     # -- clients ----------------------------------------------------------------------------------
 
     def _client(self, client: Client) -> dict[str, Any]:
-        spent = self.runtime.access.of(client.id, self.runtime.clock.now()).dollars
+        now, recent = self.runtime.clock.now(), self.runtime.ledger.recent
+        spent = self.runtime.access.of(client.id, now).dollars
+        calls = m.RecentOut(window_seconds=recent.minutes * 60, **asdict(recent.of(client.id, now)))
         shown = {"id": client.id, "name": client.name, "budget": client.budget, "models": list(client.models)}
-        return {**shown, "spent_this_month": spent}
+        return {**shown, "spent_this_month": spent, "recent": calls}
 
     async def list_clients(self, **_: Any) -> m.ClientList:
         """All client keys, without their secrets."""

@@ -207,6 +207,15 @@ class ClientIn(Strict):
     models: list[ModelName] = Field(default_factory=list, max_length=100)
 
 
+class RecentOut(BaseModel):
+    """A client's attempts of the last minutes. The share of 429 and the mean time of an answer are null without any."""
+
+    window_seconds: int
+    attempts: int
+    rate_429: float | None
+    response_seconds: float | None
+
+
 class ClientOut(BaseModel):
     """A client key without its secret."""
 
@@ -215,6 +224,7 @@ class ClientOut(BaseModel):
     budget: float | None
     models: list[str]
     spent_this_month: float
+    recent: RecentOut
 
 
 class ClientCreated(ClientOut):

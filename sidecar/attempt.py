@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _ERROR_BODY_BYTES = 2**20
 _LEAST_SECONDS = 0.001
+_TOO_MANY = 429
 _GENERATING = {Dialect.CHAT, Dialect.COMPLETIONS, Dialect.RESPONSES, Dialect.MESSAGES, Dialect.EMBEDDINGS}
 CALLER_GONE = 499
 NOTHING = Usage()
@@ -401,6 +402,9 @@ class Attempt:
             latency_ms=ended.seconds * 1000,
             ttft_ms=None if self.ttft is None else self.ttft * 1000,
             error=failed,
+        )
+        self.proxy.ledger.recent.add(
+            call.client.id, now, ended.seconds, limited=ended.status == _TOO_MANY, answered=not failed
         )
         if call.client.key_hash:
             self.proxy.access.of(call.client.id, now).dollars += ended.cost

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from sidecar.model import Usage
 
 _HOUR_SECONDS = 3600
+_MINUTE_SECONDS = 60
 
 
 class Key(NamedTuple):
@@ -40,6 +41,64 @@ class Sum:
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
 
+@dataclass(frozen=True, slots=True)
+class RecentCalls:
+    """One client's attempts of the last while; the share and the mean (seconds) are None where there were none."""
+
+    attempts: int = 0
+    rate_429: float | None = None
+    response_seconds: float | None = None
+
+
+@dataclass(slots=True)
+class _Minute:
+    attempts: int = 0
+    limited: int = 0
+    answered: int = 0
+    seconds: float = 0.0
+
+
+class Recent:
+    """Attempts per client over the last `minutes`, by the minute: 15 small rows for a client, however busy it is.
+
+    The mean is over answers alone: a refusal takes no time and would make a provider look fast.
+    """
+
+    def __init__(self, minutes: int = 15) -> None:
+        self.minutes = minutes
+        self._rows: dict[str, dict[int, _Minute]] = {}
+
+    def add(self, client_id: str, now: float, seconds: float, *, limited: bool, answered: bool) -> None:
+        """Count one attempt that was sent; `limited` when it was answered with 429."""
+        rows = self._rows.setdefault(client_id, {})
+        minute = int(now) // _MINUTE_SECONDS
+        row = rows.get(minute)
+        if row is None:
+            row = rows[minute] = _Minute()
+            self._drop_old(rows, minute)
+        row.attempts += 1
+        row.limited += limited
+        if answered:
+            row.answered += 1
+            row.seconds += seconds
+
+    def _drop_old(self, rows: dict[int, _Minute], minute: int) -> None:
+        for old in [number for number in rows if number <= minute - self.minutes]:
+            del rows[old]
+
+    def of(self, client_id: str, now: float) -> RecentCalls:
+        """What is known of a client now."""
+        rows = self._rows.get(client_id, {})
+        self._drop_old(rows, int(now) // _MINUTE_SECONDS)
+        attempts = sum(row.attempts for row in rows.values())
+        if not attempts:
+            self._rows.pop(client_id, None)
+            return RecentCalls()
+        answered = sum(row.answered for row in rows.values())
+        mean = sum(row.seconds for row in rows.values()) / answered if answered else None
+        return RecentCalls(attempts, sum(row.limited for row in rows.values()) / attempts, mean)
+
+
 class Ledger:
     """Sums waiting to be written. Adding costs microseconds; the writer takes all at once.
 
@@ -50,6 +109,7 @@ class Ledger:
         self._lock = Lock()
         self._sums: dict[Key, Sum] = {}
         self.total = Sum()
+        self.recent = Recent()
 
     def add(
         self, key: Key, usage: Usage, *, cost: float, latency_ms: float, ttft_ms: float | None, error: bool

@@ -265,7 +265,8 @@ class _Loader:
     ) -> Iterator[Resource]:
         if declaration is None:
             return
-        context = Context(node, self.inventory.variables[node], self._body, _render)
+        classes: dict[str, Any] = dict(self.header.classes or ())
+        context = Context(node, self.inventory.variables[node], self._body, _render, classes)
         try:
             resolved = declaration.resolve(context)
             fields = self._without_ignored(declaration, resolved)

@@ -54,11 +54,33 @@ def _defaults_model() -> type[PolicyFields]:
 Defaults = _defaults_model()
 
 
+def _classes_model() -> type[Strict]:
+    """Named classes of entries, by section, for the kinds that have them."""
+    per_section: dict[str, Any] = {
+        model.SECTION: (
+            dict[str, model.CLASSES] | None,  # type: ignore[name-defined]
+            Field(
+                None, description=f"Classes of {model.SECTION}: what is said here replaces what is built in."
+            ),
+        )
+        for model in kinds().values()
+        if model.CLASSES
+    }
+    found = create_model("Classes", __base__=Strict, **per_section)
+    found.__doc__ = "What entries that name a class have in common."
+    return found
+
+
+Classes = _classes_model()
+
+
 class Header(Strict):
     """The settings of a fleet; each may stand in one of the files only."""
 
     defaults: Defaults | None = None  # type: ignore[valid-type]
     """How drift is treated where a resource does not say."""
+    classes: Classes | None = None  # type: ignore[valid-type]
+    """What entries that name a class have in common, where it differs from what is built in."""
     limits: Limits | None = None
     """Guards over a whole pass."""
     protected: list[str] | None = Field(None, examples=[["~/.ssh/authorized_keys", "projects.json"]])

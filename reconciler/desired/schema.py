@@ -14,7 +14,7 @@ from reconciler.kinds.registry import sections
 from reconciler.kinds.words import Described
 
 DRAFT = "http://json-schema.org/draft-07/schema#"
-HEADER_MODELS = ("Defaults", "Limits", "PolicyFields")
+HEADER_MODELS = ("Classes", "Defaults", "Limits", "PolicyFields")
 _OUTER = ("title", "description", "default", "examples")
 _REFERENCE = {"$ref": "#/definitions/Reference"}
 

@@ -6,7 +6,7 @@ import base64
 import difflib
 import importlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -14,7 +14,16 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from reconciler import windows
-from reconciler.model import Change, Mode, Resource, Window
+from reconciler.model import (
+    Change,
+    CommonCause,
+    Mode,
+    Notice,
+    Resource,
+    ResourceId,
+    Sample,
+    Window,
+)
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -149,12 +158,22 @@ class Declaration(PolicyFields):
     """Whether a repair is verified over a new connection, because it could have cut us off."""
     UNSTEADY: ClassVar[tuple[str, ...]] = ()
     """Fields whose observed value moves by itself (a service that keeps dying): an undo need not restore it exactly."""
+    RECURRING: ClassVar[tuple[str, ...]] = ()
+    """Fields that differ again and again in the ordinary course of things: no sign that something changes them back."""
     CHANGES_NODE: ClassVar[bool] = True
     """Whether a repair changes the node itself, so that it is tried on one node before the others."""
     SHARES_PATHS: ClassVar[bool] = False
     """Whether several resources may write the same path, each its own part of it."""
     OBSERVE_PRIVILEGED: ClassVar[bool] = True
     """Whether looking needs the privilege that fixing needs (where ``allow_become`` grants it)."""
+    NOTICES: ClassVar[tuple[str, ...]] = ()
+    """Every reason that ``notices`` may give: these alerts end when their notice does, and not by a repair."""
+    COMMON_CAUSES: ClassVar[tuple[str, ...]] = ()
+    """Every reason that ``common_cause`` may give."""
+    CLASSES: ClassVar[type[Strict] | None] = None
+    """What a class of entries (``classes:`` in the desired state) may hold, for kinds whose entries have classes."""
+    ASKS_PROVIDERS: ClassVar[bool] = False
+    """Whether ``with_providers`` has a use for what the sidecar says of the language-model providers."""
     PROPOSABLE: ClassVar[str] = ""
     """The field that an analyzer may propose a value for where the declaration has none; this model validates it."""
 
@@ -201,6 +220,26 @@ class Declaration(PolicyFields):
         """The change that becomes due when the file at ``path``, which the resource reads, is replaced."""
         return None
 
+    @classmethod
+    def notices(cls, resource: Resource, facts: Mapping[str, Any]) -> tuple[Notice, ...]:  # noqa: ARG003
+        """What people have to hear of as long as the facts say it; at most one per reason."""
+        return ()
+
+    @classmethod
+    def common_cause(cls, seen: Mapping[ResourceId, Mapping[str, Any]]) -> CommonCause | None:  # noqa: ARG003
+        """One reason behind the state of all resources of this kind, from the facts of those that are known."""
+        return None
+
+    @classmethod
+    def with_providers(cls, resource: Resource, providers: Mapping[str, Any]) -> Resource:  # noqa: ARG003
+        """The resource, told what the sidecar says; see :mod:`reconciler.providers`."""
+        return resource
+
+    @classmethod
+    def samples(cls, name: str, node: str, observed: Mapping[str, Any]) -> Iterable[Sample]:  # noqa: ARG003
+        """Measurements in what was last observed (``details.observed`` of the condition); absent means no sample."""
+        return ()
+
 
 @dataclass(frozen=True)
 class Resolved:
@@ -220,6 +259,8 @@ class Context:
     variables: Mapping[str, Any]
     read: Callable[[str], bytes]
     render: Callable[[str, Mapping[str, Any]], str]
+    classes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """By section, what entries that name a class have in common."""
 
     def body(self, owner: BodyFields, extra: Mapping[str, Any] | None = None) -> bytes | None:
         """The bytes that ``src``, ``template`` or ``content`` stand for, or None where none is given."""

@@ -3,7 +3,7 @@
 import runpy
 import sys
 
-NAMES = ("reconciler", "sidecar", "soak")
+NAMES = ("reconciler", "sidecar", "soak", "heartbeat")
 
 
 def main() -> None:

@@ -236,7 +236,7 @@ def test_file_says_everything_and_is_private(desk: Desk, directory: Path) -> Non
         "opened": "2026-01-02T03:04:05+00:00", "resolved": None, "resolution": "",
         "detail": "npm ended with 1: no space left on device", "advice": "free some space on the node",
         "changes": [{"field": "version", "desired": ">=2.0", "observed": "1.9", "fixable": True, "note": ""}],
-        "occurrences": 1, "run": CONTEXT["run"], "revision": CONTEXT["revision"],
+        "occurrences": 1, "run": CONTEXT["run"], "revision": CONTEXT["revision"], "to": [],
         "cause": "RepairFailed tool/claude: npm ended with #: no space left on device",
     }  # fmt: skip
     assert names(directory) == ["20260102T030405Z-000001-node-1_tool_claude.json"]

@@ -112,6 +112,7 @@ ENTRIES: dict[str, dict[str, Any]] = {
         "tables": {"t": {"columns": {"a": "TEXT"}, "indexes": {"i": {"columns": ["a"]}}}},
     },
     "ssh": {"nodes": "all"},
+    "heartbeats": {"agent": "a", "nodes": "all", "class": "business", "workspace": "~/a", "checks": ["x"]},
 }
 
 
@@ -123,7 +124,7 @@ def test_entries_to_be_mutated_are_valid(inventory: Inventory, section: str) -> 
 
 def test_every_section_is_mutated() -> None:
     """A new kind joins the list above."""
-    header = {"defaults", "limits", "protected", "backup_retention_days"}
+    header = {"classes", "defaults", "limits", "protected", "backup_retention_days"}
     assert set(ENTRIES) == set(schema()["properties"]) - header
 
 

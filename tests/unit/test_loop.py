@@ -27,9 +27,10 @@ from reconciler.model import (
     Status,
     Suspension,
 )
-from reconciler.record import Bell, Context, Recorder
+from reconciler.record import Context, Recorder
 from reconciler.report import as_json
 from reconciler.store import Store
+from reconciler.telling import Bell
 from tests.unit.support import FILE, rid, wrapper
 
 NOW = datetime.now(UTC)

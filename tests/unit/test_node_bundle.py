@@ -152,6 +152,19 @@ def test_noise_around_the_answer_is_ignored() -> None:
 def test_every_probe_answers_on_every_python(kind: str, python: str) -> None:
     """Facts or a reason in words, never a failure of the program itself."""
     args: dict[str, dict[str, Any]] = {
+        "heartbeat": {
+            "agent": "a",
+            "settings": {"label": "a", "late_after": 60},
+            "manager": "systemd",
+            "scope": "user",
+            "state": "~/a.json",
+            "ledger": "~/l.json",
+            "timer_files": {"unit": "a", "files": [], "sha256": ""},
+            "files": {
+                name: {"path": "~/x", "sha256": "", "link": "~/y"}
+                for name in ("file", "program", "config", "launcher")
+            },
+        },
         "schema": {"database": "~/d.db", "tables": {}},
         "service": {
             "unit_name": "x.service",

@@ -35,6 +35,33 @@ DECLARED: dict[str, list[dict[str, Any]]] = {
             },
         }
     ],
+    "heartbeats": [
+        {
+            "agent": "full",
+            "nodes": "all",
+            "class": "development",
+            "workspace": "~/w",
+            "label": "梁思筑",
+            "multica": "40abd41a",
+            "checks": ["{{ x }}"],
+            "language": "zh",
+            "timezone": "Asia/Shanghai",
+            "turn": ["true"],
+            "service": "x.service",
+            "scope": "system",
+            "conversation": {"marker": "~/talking"},
+            "path": ["~/bin"],
+        },
+        {
+            "agent": "little",
+            "nodes": "all",
+            "class": "business",
+            "workspace": "/w",
+            "timer": "cron",
+            "ignore": ["file", "program", "config", "timer", "schedule", "beat", "tasks"],
+        },
+        {"agent": "mac", "nodes": "all", "class": "business", "workspace": "/w2", "timer": "launchd"},
+    ],
     "wrappers": [
         {
             "name": "full",

@@ -112,3 +112,14 @@ def test_the_sidecar_says_what_it_needs_where_only_the_reconciler_is_installed(
     done = call(installed / "sidecar", cwd=tmp_path, code=1)
     assert "pip install 'fleet-reconciler[sidecar]'" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_heartbeats_bring_their_templates_and_their_program(installed: Path, tmp_path: Path) -> None:
+    """Both are read when the desired state is."""
+    (tmp_path / "desired_state").mkdir()
+    (tmp_path / "inventory").write_text("here ansible_connection=local\n")
+    entry = "{{agent: {0}, nodes: all, class: business, workspace: ~/{0}, language: {0}, timezone: Asia/Shanghai}}"
+    entries = "".join(f"  - {entry.format(language)}\n" for language in ("en", "zh"))
+    (tmp_path / "desired_state" / "a.yml").write_text(f"heartbeats:\n{entries}")
+    said = call(installed / "reconcile", "validate", cwd=tmp_path, HOME=str(tmp_path)).stdout
+    assert "valid: 2 resources" in said
