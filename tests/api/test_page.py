@@ -90,6 +90,14 @@ def test_it_shows_what_is_wrong_and_why(fleet: Showcase, site: Start, browser: w
     assert "in 4 minutes" in text(browser, "numbers") or "in 3 minutes" in text(browser, "numbers")
 
 
+def test_a_pass_that_is_due_is_not_past(fleet: Showcase, site: Start, browser: webdriver.Chrome) -> None:
+    """It is late by a second when somebody hears of it."""
+    assert fleet
+    opened(browser, site(DaemonState(next_pass=datetime.now(UTC) - timedelta(seconds=40))).url)
+    shown = browser.find_element(By.XPATH, "//dt[text()='Next pass']/following-sibling::dd").text
+    assert shown == "now"
+
+
 def test_by_keyboard_alone(fleet: Showcase, site: Start, browser: webdriver.Chrome) -> None:
     """Into the matrix, over it, into a resource, back to where one was."""
     busy_night(fleet)

@@ -35,15 +35,15 @@ function length(seconds) {
   const left = Math.floor((seconds % large) / small);
   return `${Math.floor(seconds / large)} ${t(name)}${left ? ` ${left} ${t(rest)}` : ""}`;
 }
-function relative(moment) {
-  const seconds = (moment - Date.now()) / 1000, size = Math.abs(seconds);
+function relative(moment, ahead) { // what is to come is never past: it is late by the time somebody hears of it
+  const away = (moment - Date.now()) / 1000, seconds = ahead ? Math.max(0, away) : away, size = Math.abs(seconds);
   const [unit, per] = size < 60 ? ["second", 1] : size < 3600 ? ["minute", 60] : size < 86400 ? ["hour", 3600] : ["day", 86400];
   return new Intl.RelativeTimeFormat(locale(), { numeric: "auto" }).format(Math.round(seconds / per), unit);
 }
 const local = (moment) => new Intl.DateTimeFormat(locale(), { dateStyle: "medium", timeStyle: "medium" }).format(moment);
-function when(text) { // kept up to date by tick()
+function when(text, ahead = false) { // kept up to date by tick()
   const moment = new Date(text);
-  return make("time", { datetime: text, title: local(moment), "data-at": "" }, relative(moment));
+  return make("time", { datetime: text, title: local(moment), "data-at": "", "data-ahead": ahead }, relative(moment, ahead));
 }
 function withTime(key, text) { // a sentence of ours around a time that keeps moving
   const [before, after] = t(key, "\u0000").split("\u0000");
@@ -51,7 +51,7 @@ function withTime(key, text) { // a sentence of ours around a time that keeps mo
 }
 function tick() {
   for (const node of document.querySelectorAll("time[data-at]")) {
-    const now = relative(new Date(node.dateTime));
+    const now = relative(new Date(node.dateTime), "ahead" in node.dataset);
     if (node.textContent !== now) node.textContent = now;
   }
   if (connection.state === "lost") showConnection();
@@ -176,7 +176,7 @@ function showNumbers() {
     cell(t("nodes"), String(Object.keys(fleet.nodes).length), fleet.unknown_nodes.length ? t("unknownOf", fleet.unknown_nodes.length) : ""),
     cell(t("openAlerts"), String(alerts.reduce((sum, [, n]) => sum + n, 0)), alerts.map(([level, n]) => `${n} × ${level}`).join(", ")),
     cell(t("lastPass"), last ? when(last.started) : t("noPass"), last ? `${WORDS[language].results[last.exit_code] ?? last.exit_code}, ${t("took", length(last.seconds))}` : ""),
-    cell(t("nextPass"), passing ?? (next ? when(next) : t("onDemand")), daemon.queue ? t("queue", daemon.queue) : ""),
+    cell(t("nextPass"), passing ?? (next ? when(next, true) : t("onDemand")), daemon.queue ? t("queue", daemon.queue) : ""),
     cell(t("revision"), make("code", {}, (daemon.revision || last?.revision || "–").slice(0, 12))),
   );
 }
