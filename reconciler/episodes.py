@@ -36,8 +36,8 @@ class Episode:
 
     @property
     def seconds(self) -> float | None:
-        """How long it took; None while it has no end."""
-        return (self.ended - self.began).total_seconds() if self.ended else None
+        """How long it took, nothing where a clock was set back; None while it has no end."""
+        return max(0.0, (self.ended - self.began).total_seconds()) if self.ended else None
 
     @property
     def state(self) -> str:

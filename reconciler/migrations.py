@@ -153,16 +153,18 @@ def _adding(what: tuple[str, str], rows: str) -> str:
 
 _REST = "substr(NEW.issue_key, instr(NEW.issue_key, '/') + 1)"
 _KIND = f"substr({_REST}, 1, instr({_REST}, '/') - 1)"
-# From the last detection to this end, unless another end lies between; in seconds, to the millisecond.
+# From the last detection to this end, unless another end lies between; in seconds, to the millisecond. A clock that
+# was set back makes no sum smaller, and a time that is none is not counted: what is recorded never fails for this.
 _REPAIR = (
-    "round((julianday(NEW.timestamp) - julianday((SELECT d.timestamp FROM guardian_events d "
+    "max(0, round((julianday(NEW.timestamp) - julianday((SELECT d.timestamp FROM guardian_events d "
     "WHERE d.issue_key = NEW.issue_key AND d.id < NEW.id AND d.status IN ('detected', 'fixed') "
-    "ORDER BY d.id DESC LIMIT 1))) * 86400, 3)"
+    "ORDER BY d.id DESC LIMIT 1))) * 86400, 3))"
 )
-_ENDS_AN_EPISODE = (
-    "NEW.status = 'fixed' AND 'detected' = (SELECT d.status FROM guardian_events d WHERE d.issue_key = NEW.issue_key "
-    "AND d.id < NEW.id AND d.status IN ('detected', 'fixed') ORDER BY d.id DESC LIMIT 1)"
+_BEFORE = (
+    "(SELECT d.status FROM guardian_events d WHERE d.issue_key = NEW.issue_key AND d.id < NEW.id "
+    "AND d.status IN ('detected', 'fixed') ORDER BY d.id DESC LIMIT 1)"
 )
+_ENDS_AN_EPISODE = f"NEW.status = 'fixed' AND {_BEFORE} = 'detected' AND {_REPAIR} IS NOT NULL"
 _PASS_SUMS = (
     ("'passes', '', CAST(NEW.exit_code AS TEXT), 1", "true"),
     ("'pass_seconds_sum', '', '', NEW.seconds", "true"),
@@ -170,7 +172,7 @@ _PASS_SUMS = (
     # Drift that is left alone on purpose is no failure.
     (
         "'last_success', '', '', CAST(strftime('%s', NEW.started) AS REAL) + NEW.seconds",
-        "NEW.exit_code IN (0, 2)",
+        "NEW.exit_code IN (0, 2) AND strftime('%s', NEW.started) IS NOT NULL",
     ),
 )
 _EVENT_SUMS = (

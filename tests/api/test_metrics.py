@@ -109,6 +109,31 @@ def test_repairs_are_sorted_into_buckets_by_how_long_they_took(fleet: Showcase, 
     assert value(found, "attempts_total", kind="tool", status="fixed") == 2
 
 
+def test_no_time_that_stands_there_keeps_anything_from_being_recorded(fleet: Showcase) -> None:
+    """A clock that was set back, or a text that is no time: the event counts, the sum does not shrink."""
+    row = {
+        "check_type": "C4",
+        "issue_key": "node-1/tool/mm",
+        "severity": 2,
+        "fix_attempts": 1,
+        "details": "{}",
+        "node": "node-1",
+    }
+    events = fleet.store.db.table("guardian_events")
+    for detected, fixed in (
+        ("2026-05-04T12:00:00+00:00", "2026-05-04T11:00:00+00:00"),
+        ("some time", "later"),
+    ):
+        events.insert_all(
+            [
+                {**row, "timestamp": detected, "status": "detected"},
+                {**row, "timestamp": fixed, "status": "fixed"},
+            ]
+        )
+    sums = {row[0]: row[3] for row in fleet.store.db.execute("SELECT * FROM totals").fetchall()}
+    assert sums == {"attempts": 2, "repair_seconds_bucket": 1, "repair_seconds_sum": 0}
+
+
 def test_counters_only_grow_whatever_is_pruned(fleet: Showcase, site: Start) -> None:
     """Rows go, sums stay; what another process writes is counted, too."""
     busy_night(fleet)
