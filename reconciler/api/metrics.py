@@ -152,11 +152,10 @@ def _of_kinds(conditions: Mapping[str, Mapping[str, Any]]) -> Iterable[Metric]:
     found: dict[str, Metric] = {}
     for row in conditions.values():
         observed, kind = row["details"].get("observed"), kinds().get(row["kind"])
-        read = getattr(kind, "samples", None)
-        if read is None or not isinstance(observed, Mapping):
+        if kind is None or not isinstance(observed, Mapping):
             continue
         try:
-            samples = list(read(row["name"], row["node"], observed))
+            samples = list(kind.samples(row["name"], row["node"], observed))
         except Exception:  # noqa: BLE001 - facts of one node must not silence all others
             _log.exception("no samples of %s", row["issue_key"])
             continue

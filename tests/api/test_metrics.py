@@ -9,7 +9,6 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from reconciler.api.state import DaemonState
 from reconciler.kinds.registry import kinds
+from reconciler.model import Sample
 from reconciler.store import MIGRATIONS, Store
 from tests.api.conftest import Site
 from tests.api.showcase import Showcase, busy_night
@@ -177,27 +177,17 @@ def test_what_was_recorded_before_there_were_sums_is_counted(tmp_path: Path) -> 
     made.close()
 
 
-@dataclass(frozen=True)
-class Reading:
-    """What a kind gives: as reconciler.model.Sample."""
-
-    name: str
-    labels: Mapping[str, str]
-    value: float
-    help: str
-
-
 def test_kinds_add_their_own(fleet: Showcase, site: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     """Read from facts, without anybody else knowing the kind; one that fails costs only its own."""
 
-    def samples(_kind: Any, name: str, node: str, observed: Mapping[str, Any]) -> Iterator[Reading]:
+    def samples(_kind: Any, name: str, node: str, observed: Mapping[str, Any]) -> Iterator[Sample]:
         if node == "node-2":
             raise KeyError("facts of another version")
-        yield Reading(
+        yield Sample(
             "agent_tool_found", {"node": node, "tool": name}, float(bool(observed["path"])), "Found."
         )
 
-    monkeypatch.setattr(kinds()["tool"], "samples", classmethod(samples), raising=False)
+    monkeypatch.setattr(kinds()["tool"], "samples", classmethod(samples))
     fleet.run()
     found = scraped(site())
     mine = {
