@@ -36,6 +36,7 @@ SSH_ARGS = (
     " -o PreferredAuthentications=publickey,keyboard-interactive,password"
 )
 PREFIX, OWNER = "reconciler-", "owner"
+REMOVE_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class Workspace:
         if self._ahead:
             _discard(self._ahead)
             self._ahead = None
-        shutil.rmtree(self.directory, ignore_errors=True)
+        _remove(self.directory)
         if self._owner is not None:
             os.close(self._owner)
             self._owner = None
@@ -107,6 +108,16 @@ class Workspace:
         handle = os.open(self.requests / f"{node}.json", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(handle, "w", encoding="utf-8") as stream:
             json.dump(content, stream)
+
+
+def _remove(directory: Path) -> None:
+    """All of it. Ansible that was ended a moment ago may still be writing there, which spoils a single try."""
+    deadline = time.monotonic() + REMOVE_SECONDS
+    while True:
+        shutil.rmtree(directory, ignore_errors=True)
+        if not directory.exists() or time.monotonic() > deadline:
+            return
+        time.sleep(0.02)
 
 
 def _locked(path: Path) -> int | None:

@@ -272,3 +272,23 @@ def test_what_a_killed_pass_left_behind_is_removed_and_nothing_else(
             assert living.directory.exists()
             assert (tmp_path / "reconciler-foreign").exists()
     assert sorted(entry.name for entry in tmp_path.glob("reconciler-*")) == ["reconciler-foreign"]
+
+
+def test_workspace_is_gone_though_somebody_still_writes_there() -> None:
+    """Ansible that was ended takes a moment to notice, and makes files meanwhile."""
+    script = (
+        "import os, sys, time\nend = time.monotonic() + 1.5\nn = 0\nhere = sys.argv[1] + '/artifacts'\nos.mkdir(here)\n"
+        "while time.monotonic() < end:\n"
+        "    n += 1\n"
+        "    try:\n        open(f'{here}/{n}', 'w').close()\n"
+        "    except OSError:\n        pass\n"
+        "    if n == 500: print('begun', flush=True)\n"
+    )
+    with runner.Workspace() as workspace:
+        writer = subprocess.Popen(
+            [sys.executable, "-c", script, str(workspace.directory)], stdout=subprocess.PIPE, text=True
+        )
+        assert writer.stdout
+        assert writer.stdout.readline() == "begun\n"
+    writer.communicate(timeout=60)
+    assert not workspace.directory.exists()
