@@ -63,8 +63,7 @@ class Wish:
     @property
     def targets(self) -> tuple[str, ...]:
         """Empty: everything."""
-        found = tuple(dict.fromkeys(ask.target for ask in self.asked))
-        return () if "" in found else found
+        return tuple({ask.target for ask in self.asked if ask.target})
 
 
 @dataclass(frozen=True)
@@ -218,12 +217,13 @@ class Daemon:
         return None if rested is None else Wish("due", rested)
 
     def _asked(self) -> tuple[Ask, ...]:
+        """The oldest request, with those for the same: what one asker mistyped is no other's trouble."""
         if not self.settings.db.exists():
             return ()
         with suppress(StoreError, ConfigurationError), closing(Store(self.settings.db)) as store:
-            found = tuple(asks.waiting(store))
+            found = asks.waiting(store)
             self._waiting = len(found)
-            return found
+            return tuple(ask for ask in found if ask.target == found[0].target)
         return ()
 
     def _fetched(self) -> bool:

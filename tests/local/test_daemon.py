@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 
-from reconciler import demo
+from reconciler import asks, demo
+from reconciler.store import Store
 from tests.local.test_demo import COMMAND, until
 
 SLOW = 90.0
@@ -118,6 +119,16 @@ def test_pass_is_made_on_request_and_acknowledged(service: Service) -> None:
     assert "did you mean 'node-" in said.stderr
     assert service.run("now", "--output", "json").returncode == 0
     assert until(service.wrapper("node-2").exists)
+    with closing(Store(service.directory / "reconciler.db")) as store:
+        numbers = [asks.ask(store, target, "dana") for target in ("node-7", "node-3", "node-7")]
+
+        def became() -> list[str]:
+            return [str((asks.state(store, number) or {})["problem"]) for number in numbers]
+
+        assert until(lambda: all((asks.state(store, n) or {})["state"] == "done" for n in numbers), SLOW)
+        assert [bool(problem) for problem in became()] == [True, False, True], (
+            "one asker's mistake is not another's"
+        )
     assert service.stop() == 0
 
 
