@@ -319,7 +319,7 @@ def test_timer_makes_single_passes_and_the_database_is_backed_up(controller: Con
     assert until(lambda: all(map(as_desired, controller.workers)), SLOW), controller.journal()
     drift(controller.workers[0], random.Random(1))
     assert until(lambda: all(map(as_desired, controller.workers)), SLOW), controller.journal()
-    assert "w.sh" in controller.node.read("/var/log/reconciler.log").decode()
+    assert "wrapper/w" in controller.node.read("/var/log/reconciler.log").decode()
     assert b"/var/log/reconciler.log" in controller.node.read("/etc/logrotate.d/reconciler")
     controller.node.run("systemctl start reconciler-backup.service", deadline=SLOW)
     listing = controller.node.run(f"ls {HOME}/backups").stdout.split()
