@@ -25,6 +25,8 @@ def main() -> None:
     if not asked:
         return  # whoever started us early had no use for us
     specification = json.loads(asked)
+    # So that Ansible can tell that we are gone, also where that was before it asked who its parent is.
+    specification["envvars"] = {**specification.get("envvars", {}), "RECONCILER_CHILD": str(os.getpid())}
     cancelled = threading.Event()
     threading.Thread(target=_wait_for_the_end, args=(cancelled,), daemon=True).start()
     # Results go to the real standard output; whatever a library prints goes to standard error.

@@ -292,3 +292,19 @@ def test_workspace_is_gone_though_somebody_still_writes_there() -> None:
         assert writer.stdout.readline() == "begun\n"
     writer.communicate(timeout=60)
     assert not workspace.directory.exists()
+
+
+def test_ansible_does_not_wait_for_somebody_who_was_gone_before_it_asked(tmp_path: Path) -> None:
+    """Whoever started it was killed while it loaded: its parent is another one from the start."""
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    env = {
+        **os.environ, "RECONCILER_GATE": str(tmp_path / "gate"), "RECONCILER_CHILD": str(gone.pid),
+        "ANSIBLE_CALLBACK_PLUGINS": str(ROOT / "reconciler/plugins/callback"), "RECONCILER_VARS": "off",
+        "ANSIBLE_ACTION_PLUGINS": str(ROOT / "reconciler/plugins/action"),
+    }  # fmt: skip
+    program = str(Path(sys.executable).parent / "ansible-playbook")
+    argv = [program, "-i", "localhost,", "-c", "local", str(ROOT / "playbooks/observe.yml")]
+    done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "ok=" not in done.stdout

@@ -38,7 +38,7 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]
         gate = os.environ.get("RECONCILER_GATE")
         if not gate:
             return
-        path, parent = Path(gate), os.getppid()
+        path, parent = Path(gate), int(os.environ.get("RECONCILER_CHILD") or os.getppid())
         while not path.exists():
             if os.getppid() != parent or not path.parent.exists():
                 os._exit(1)  # nothing has begun, and nobody is left to hear of it
