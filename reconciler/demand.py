@@ -8,9 +8,11 @@ from contextlib import closing
 from typing import Any
 
 from reconciler import asks
+from reconciler.desired.places import suggestion
 from reconciler.instance import running
 from reconciler.kinds.base import seconds
-from reconciler.model import ConfigurationError, Problem
+from reconciler.model import ConfigurationError, Problem, ResourceId
+from reconciler.plan import covers
 from reconciler.settings import Settings
 from reconciler.store import Store
 
@@ -27,6 +29,7 @@ def now(settings: Settings, target: str, *, wait: bool, timeout: str) -> dict[st
         hint = "make the pass here: reconcile --once; or start it: reconcile"
         raise ConfigurationError([Problem(f"nothing runs continuously on {settings.db}", hint=hint)])
     with closing(Store(settings.db)) as store:
+        _refuse_unseen(store, target)
         number = asks.ask(store, target, getpass.getuser())
         wanted = ("done",) if wait else ("taken", "done")
         while (found := asks.state(store, number) or {})["state"] not in wanted:
@@ -37,6 +40,15 @@ def now(settings: Settings, target: str, *, wait: bool, timeout: str) -> dict[st
     if found["problem"]:
         raise ConfigurationError([Problem(f"no pass was made: {found['problem']}")])
     return {**found, "said": _said(found, target)}
+
+
+def _refuse_unseen(store: Store, target: str) -> None:
+    """A mistyped name is said at once: a request is acknowledged before its pass reads what is declared."""
+    seen = [ResourceId.parse(key) for key in store.conditions()]
+    if target and seen and not any(covers(target, rid) for rid in seen):
+        known = sorted({*(rid.node for rid in seen), *map(str, seen)})
+        message = f"nothing that passes have looked at is called {target}"
+        raise ConfigurationError([Problem(message, hint=suggestion(target, known))])
 
 
 def _too_late(state: str, timeout: str) -> Problem:

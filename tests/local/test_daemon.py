@@ -115,7 +115,7 @@ def test_pass_is_made_on_request_and_acknowledged(service: Service) -> None:
     assert "ended with exit code 0" in said.stdout
     said = service.run("now", "node-7")
     assert said.returncode == 1
-    assert "nothing that is declared is called node-7" in said.stderr
+    assert "nothing that passes have looked at is called node-7" in said.stderr
     assert "did you mean 'node-" in said.stderr
     assert service.run("now", "--output", "json").returncode == 0
     assert until(service.wrapper("node-2").exists)
