@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import sqlite3
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
@@ -35,6 +38,32 @@ BUSY_SECONDS = 10.0
 StoreError = sqlite3.Error
 
 
+@contextmanager
+def _alone(path: Path | None) -> Iterator[None]:
+    """One process at a time turns to WAL and migrates: SQLite refuses a second one at once instead of waiting.
+
+    The directory is locked, which leaves no file behind. A process that was stopped in there does not stop others
+    for good: after a while they go on, and SQLite sees to what matters.
+    """
+    if path is None:
+        yield
+        return
+    handle = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        deadline = time.monotonic() + BUSY_SECONDS
+        while time.monotonic() < deadline:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(0.01)
+            except OSError:
+                break  # a file system without such locks
+        yield
+    finally:
+        os.close(handle)
+
+
 class Store:
     """Events, attempts and conditions. What a pass writes, it writes under its lease: see ``lease.py``."""
 
@@ -47,10 +76,11 @@ class Store:
                 path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             connection = sqlite3.connect(str(path) if path else ":memory:", timeout=BUSY_SECONDS)
             self.db = sqlite_utils.Database(connection)
-            if path is not None:
-                self.db.enable_wal()
-            connection.execute("PRAGMA synchronous = NORMAL")
-            self._migrate()
+            with _alone(path):
+                if path is not None:
+                    self.db.enable_wal()
+                connection.execute("PRAGMA synchronous = NORMAL")
+                self._migrate()
         except (sqlite3.Error, OSError) as error:
             if connection is not None:
                 connection.close()

@@ -94,3 +94,4 @@ def fleet(tmp_path: Path, inventory: Path) -> Iterator[Fleet]:
     made = Fleet(tmp_path, inventory)
     yield made
     made.close()
+    made.check_ended()

@@ -1,5 +1,6 @@
 """What tests of whole passes share: a desired state in a directory, and the real command run over it."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,6 +82,27 @@ class Fleet:
         wanted = f"ssh: {self.runtime}/reconciler-ssh/{name}"
         return [int(row.split()[0]) for row in rows.stdout.splitlines() if wanted in row]
 
+    def ansible(self) -> list[int]:
+        """Process ids of whatever Ansible runs for this fleet, its workers included."""
+        return [
+            int(path.parent.name)
+            for path in Path("/proc").glob("[0-9]*/cmdline")
+            if b"ansible-playbook" in _read(path)
+            and str(self.runtime).encode() in _read(path.with_name("environ"))
+        ]
+
+    def check_ended(self) -> None:
+        """Ansible ends with its pass, however that ended; what has not is ended here, and described."""
+        deadline = time.monotonic() + 30
+        while self.ansible() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        left = self.ansible()
+        described = "\n".join(_described(pid) for pid in left)
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        assert not left, f"Ansible outlived its controller:\n{described}"
+
     def file(self, name: str, content: str | bytes) -> str:
         path = self.desired / "files" / name
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
@@ -126,3 +149,19 @@ def trees(nodes: Iterable[Node]) -> dict[str, Tree]:
 
 def kinds_of(report: dict[str, Any]) -> set[str]:
     return {row["kind"] for row in report["outcomes"]}
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
+def _described(pid: int) -> str:
+    """What a process is about: its parents, what it waits for, and what it was started with."""
+    argv = ["ps", "-o", "pid,ppid,pgid,sid,stat,etimes,wchan:24,args", "-p", str(pid)]
+    shown = subprocess.run(argv, capture_output=True, text=True, timeout=10, check=False).stdout
+    place = Path("/proc") / str(pid)
+    told = [word.decode() for word in _read(place / "environ").split(b"\0") if word.startswith(b"RECONCILER")]
+    return f"{shown}{told}\n{_read(place / 'stack').decode()}{_read(place / 'status').decode()}"

@@ -36,7 +36,6 @@ from tests.nodes.safety import (
     wrapper,
 )
 from tests.nodes.test_fleet import everything
-from tests.nodes.test_traps import running_ansible
 
 ROUNDS = int(os.environ.get("RECONCILER_ROUNDS", "8"))
 DRIFT = (
@@ -70,7 +69,7 @@ def test_ended_at_random_moments(nodes: Pool, fleet: Fleet) -> None:
         code, out, err = ended(process)
         assert code in ENDS[how], (number, how, code, out, err)
         assert "Traceback" not in err, (number, err)
-        wait_for(lambda: not running_ansible(fleet), "Ansible ended with its controller", 30)
+        wait_for(lambda: not fleet.ansible(), "Ansible ended with its controller", 30)
         answer = fleet.once("--retry")
         assert answer.code == 0, (number, how, answer.out, answer.err)
         assert set(answer.outcomes.values()) <= {"fixed"}, answer.out
@@ -160,7 +159,7 @@ def test_stopped_controller_is_taken_over_and_changes_nothing_when_it_wakes(
     assert code == 3, out + err
     assert "another controller has taken over" in err
     assert "another controller has taken over" in report_of(out)["problems"][0]["message"]
-    wait_for(lambda: not running_ansible(fleet), "its Ansible ended with it", 30)
+    wait_for(lambda: not fleet.ansible(), "its Ansible ended with it", 30)
     assert (text(node, "/home/agent/a.sh"), text(node, "/home/agent/b.sh")) == ("second\n", "second\n")
     assert fleet.events() == events, "it has recorded nothing"
     for story in stories(fleet).values():

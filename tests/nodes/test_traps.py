@@ -3,7 +3,6 @@
 import os
 import signal
 import time
-from pathlib import Path
 
 from tests.nodes.conftest import Pool
 from tests.nodes.fleet import WATCHER, Fleet
@@ -115,9 +114,9 @@ def test_a_pass_killed_at_random_moments_is_made_good_by_the_next(nodes: Pool, f
         process.send_signal(signal.SIGKILL)
         process.communicate(timeout=60)
         deadline = time.monotonic() + 20
-        while running_ansible(fleet) and time.monotonic() < deadline:
+        while fleet.ansible() and time.monotonic() < deadline:
             time.sleep(0.2)
-        assert running_ansible(fleet) == [], "Ansible went on without its controller"
+        assert fleet.ansible() == [], "Ansible went on without its controller"
         answer = fleet.once()
         assert answer.code == 0, answer.out + answer.err
         assert fleet.once().report["drifts"] == []
@@ -199,22 +198,5 @@ def test_ctrl_c_in_the_middle_ends_everything_it_started(nodes: Pool, fleet: Fle
     assert process.returncode == 130, out + err
     assert "Traceback" not in err
     time.sleep(0.5)
-    assert running_ansible(fleet) == []
+    assert fleet.ansible() == []
     assert fleet.once().code == 0
-
-
-def running_ansible(fleet: Fleet) -> list[Path]:
-    """Processes of ansible-playbook over this fleet's inventory."""
-    wanted = str(fleet.inventory).encode()
-    return [
-        path
-        for path in Path("/proc").glob("[0-9]*/cmdline")
-        if b"ansible-playbook" in (words := _read(path)) and wanted in words
-    ]
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError:
-        return b""

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import sqlite3
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlite_utils
 
 from reconciler.model import ConfigurationError, Event, Status
 from reconciler.store import MIGRATIONS, Store
@@ -194,6 +199,33 @@ def test_store_of_a_newer_version_is_refused(tmp_path: Path) -> None:
         database.execute("PRAGMA user_version = 99")
     with pytest.raises(ConfigurationError, match="newer version"):
         Store(path)
+
+
+def test_two_that_create_a_database_at_once_do_it_one_after_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each migration is taken once, however long it takes; SQLite alone would refuse the second one at once."""
+    taken = []
+
+    def long(db: sqlite_utils.Database) -> None:
+        taken.append(db)
+        time.sleep(0.3)
+
+    monkeypatch.setattr("reconciler.store.MIGRATIONS", (long, *MIGRATIONS))
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda _: Store(tmp_path / "r.db").close(), range(3)))
+    assert len(taken) == 1
+
+
+def test_a_stopped_process_delays_others_and_does_not_shut_them_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever was stopped while it opened the database may never be woken."""
+    monkeypatch.setattr("reconciler.store.BUSY_SECONDS", 0.1)
+    handle = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    Store(tmp_path / "r.db").close()
+    os.close(handle)
 
 
 def test_file_that_is_no_database_is_a_configuration_error(tmp_path: Path) -> None:
