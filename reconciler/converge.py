@@ -108,7 +108,10 @@ class Converger:
         undone = [
             (resource, attempt)
             for resource, attempt in wanted
-            if (_should_undo(resource, seen, drifts) or _cannot_be_believed(resource, seen, ran.errors))
+            if (
+                _should_undo(resource, seen, drifts)
+                or _cannot_be_believed(resource, seen, drifts, ran.errors)
+            )
             and not kinds()[resource.id.kind].NO_ROLLBACK
         ]
         undo_errors, after = self._undo(undone, resources, seen)
@@ -309,8 +312,11 @@ class _Judge:
             detail = f"nothing was to be done, since {failed[0]} is not as declared" if failed else ""
             return Outcome(rid, Status.FIXED, detail, action.changes, 2)
         if not drift.fixable:
-            notes = "; ".join(f"{change.field}: {change.note}" for change in drift.reported)
-            return Outcome(rid, Status.FAILED, f"the rest is for a person: {notes}", action.changes, 3)
+            notes = ", ".join(
+                f"{change.field} is {change.observed} ({change.note})" for change in drift.reported
+            )
+            rest = f"only a person can put this right: {notes}"
+            return Outcome(rid, Status.FAILED, error or rest, action.changes, 3)
         still = ", ".join(f"{change.field} is {change.observed}" for change in drift.fixable)
         reason = error or f"it ran without an error, yet {still}"
         if rid not in self.undone:
@@ -329,9 +335,14 @@ class _Judge:
         return Outcome(rid, Status.ROLLED_BACK, reason, action.changes, 3)
 
 
-def _cannot_be_believed(resource: Resource, seen: Observed, errors: Mapping[ResourceId, str]) -> bool:
-    """Whether its role failed and the look fell into a good moment: a service that keeps dying runs now and then."""
-    unsteady = bool(kinds()[resource.id.kind].UNSTEADY)
+def _cannot_be_believed(
+    resource: Resource, seen: Observed, drifts: Mapping[ResourceId, Drift], errors: Mapping[ResourceId, str]
+) -> bool:
+    """Whether its role failed and the look fell into a good moment: a service that keeps dying runs now and then.
+
+    Where something is left that only a person can put right, the role fails for that, and what it did stays.
+    """
+    unsteady = bool(kinds()[resource.id.kind].UNSTEADY) and resource.id not in drifts
     return unsteady and resource.id in errors and seen.observations[resource.id].is_known
 
 

@@ -20,7 +20,7 @@ BUILD_DEADLINE = 540.0
 PACKAGES = (
     *("systemd", "systemd-sysv", "dbus", "dbus-user-session", "libpam-systemd", "openssh-server", "sudo"),
     *("python3", "python3-venv", "python3-pip", "nodejs", "ca-certificates", "curl", "rsync"),
-    *("iproute2", "procps", "less"),
+    *("iproute2", "procps", "less", "cron"),
 )
 NPM = "npm@10"  # the last one for the Node.js 18 that Debian 12 ships
 # Timers and consoles cost start-up time or change the node behind a test's back; the network and its
@@ -33,7 +33,7 @@ MASKED = (
         "e2scrub_all.timer",
         "fstrim.timer",
     ),
-    *("systemd-tmpfiles-clean.timer", "e2scrub_reap.service", "ssh.socket"),
+    *("systemd-tmpfiles-clean.timer", "e2scrub_reap.service", "ssh.socket", "cron.service"),
     *("getty@tty1.service", "console-getty.service", "container-getty@.service", "getty-static.service"),
     *("systemd-networkd.service", "systemd-networkd.socket", "systemd-resolved.service"),
     *("systemd-timesyncd.service", "systemd-pstore.service", "systemd-binfmt.service"),

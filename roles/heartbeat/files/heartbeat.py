@@ -306,6 +306,8 @@ class Configuration:
         self.check_conversation(given.get("conversation") or {})
         self.check_sources(given.get("sources"))
         self.environment["PATH"] = os.pathsep.join(self.search_path())
+        # A service of the system has none; what the agent's commands read lies there all the same.
+        self.environment.setdefault("HOME", os.path.expanduser("~"))
         if self.timezone:
             os.environ["TZ"] = self.environment["TZ"] = self.timezone
             time.tzset()
