@@ -11,12 +11,14 @@ import os
 import signal
 import sys
 import threading
+import time
 from typing import Any
 
 import ansible_runner
 
 STATUSES = {"runner_on_ok": "ok", "runner_on_failed": "failed", "runner_on_unreachable": "unreachable"}
 MESSAGES: list[str] = []
+CANCEL_SECONDS = 10.0
 
 
 def main() -> None:
@@ -62,6 +64,8 @@ def _wait_for_the_end(cancelled: threading.Event) -> None:
     while os.read(0, 4096):
         pass
     cancelled.set()
+    time.sleep(CANCEL_SECONDS)
+    os.kill(os.getpid(), signal.SIGKILL)  # ansible-runner hangs; Ansible itself ends with this process
 
 
 def _essence(data: dict[str, Any]) -> dict[str, Any]:

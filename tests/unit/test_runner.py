@@ -306,5 +306,67 @@ def test_ansible_does_not_wait_for_somebody_who_was_gone_before_it_asked(tmp_pat
     program = str(Path(sys.executable).parent / "ansible-playbook")
     argv = [program, "-i", "localhost,", "-c", "local", str(ROOT / "playbooks/observe.yml")]
     done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 1, done.stdout + done.stderr
+    assert done.returncode == -signal.SIGTERM, done.stdout + done.stderr
     assert "ok=" not in done.stdout
+
+
+BUSY = """\
+- hosts: all
+  gather_facts: false
+  tasks:
+    - command: {argv: [sh, -c, "echo begun >> %s/begun; sleep 30"]}
+"""
+
+
+def running(word: str) -> list[int]:
+    """Ansible's processes with that word on their command line."""
+    found = subprocess.run(
+        ["ps", "-e", "-ww", "-o", "pid=,stat=,args="], capture_output=True, text=True, timeout=10, check=True
+    )
+    rows = [row.split(None, 2) for row in found.stdout.splitlines()]
+    return [
+        int(pid)
+        for pid, state, args in rows
+        if "ansible-playbook" in args and word in args and "Z" not in state
+    ]
+
+
+@pytest.mark.parametrize("victim", ["child", "ansible"])
+def test_workers_end_with_ansible_and_ansible_with_its_child(tmp_path: Path, victim: str) -> None:
+    """However they end: workers have sessions of their own, and ansible-runner only ends Ansible's."""
+    (tmp_path / "busy.yml").write_text(BUSY % tmp_path)
+    env = {
+        **os.environ, "ANSIBLE_CALLBACK_PLUGINS": str(ROOT / "reconciler/plugins/callback"),
+        "ANSIBLE_PYTHON_INTERPRETER": sys.executable,
+    }  # fmt: skip
+    program = str(Path(sys.executable).parent / "ansible-playbook")
+    argv = [program, "-i", "one,two,three,", "-c", "local", str(tmp_path / "busy.yml")]
+    # A process in between that ignores what a terminal says when it goes, as under nohup.
+    script = (
+        "import os, signal, subprocess, sys\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+        "os.environ['RECONCILER_CHILD'] = str(os.getpid())\n"
+        "child = subprocess.Popen(sys.argv[1:], start_new_session=True)\nprint(child.pid, flush=True)\nchild.wait()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script, *argv],
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as started:
+        assert started.stdout
+        ansible = int(started.stdout.readline())
+        begun = tmp_path / "begun"
+        deadline = time.monotonic() + 30
+        while not (begun.exists() and len(begun.read_text().split()) == 3) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert len(running(str(tmp_path))) == 5  # the one in between, Ansible, and three workers
+        os.kill(started.pid if victim == "child" else ansible, signal.SIGKILL)
+        deadline = time.monotonic() + 15
+        while set(running(str(tmp_path))) - {started.pid} and time.monotonic() < deadline:
+            time.sleep(0.05)
+        left = sorted(set(running(str(tmp_path))) - {started.pid})
+        for pid in left:
+            os.kill(pid, signal.SIGKILL)
+        started.kill()
+    assert left == []

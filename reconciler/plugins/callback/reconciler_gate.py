@@ -12,11 +12,14 @@ from typing import Any
 
 from ansible.plugins.callback import CallbackBase
 
+from reconciler.plugins import leash
+
 DOCUMENTATION = """
 name: reconciler_gate
 type: aggregate
 short_description: Wait until the requests are written
 description:
+  - Where E(RECONCILER_CHILD) names the process that started Ansible, ends Ansible and its workers with it.
   - Where E(RECONCILER_GATE) names a file, waits for it at the start of each play, and lets the play run on the
     nodes that are listed there.
 options: {}
@@ -26,21 +29,28 @@ POLL_SECONDS = 0.005
 
 
 class CallbackModule(CallbackBase):  # type: ignore[misc]
-    """Waits until the requests are written, or until whoever started Ansible is gone or has given up."""
+    """Waits until the requests are written, or until whoever started Ansible has given up."""
 
     CALLBACK_VERSION = 2.0
     CALLBACK_TYPE = "aggregate"
     CALLBACK_NAME = "reconciler_gate"
     CALLBACK_NEEDS_ENABLED = False
 
+    def v2_playbook_on_start(self, _playbook: Any) -> None:
+        """From here on Ansible ends with whoever started it."""
+        child = os.environ.get("RECONCILER_CHILD")
+        if child:
+            leash.follow(int(child))
+            leash.workers_follow()
+
     def v2_playbook_on_play_start(self, play: Any) -> None:
         """Wait, then narrow the play down to the nodes that something is asked of."""
         gate = os.environ.get("RECONCILER_GATE")
         if not gate:
             return
-        path, parent = Path(gate), int(os.environ.get("RECONCILER_CHILD") or os.getppid())
+        path = Path(gate)
         while not path.exists():
-            if os.getppid() != parent or not path.parent.exists():
+            if not path.parent.exists():
                 os._exit(1)  # nothing has begun, and nobody is left to hear of it
             time.sleep(POLL_SECONDS)
         play.hosts = path.read_text(encoding="utf-8").split("\n")
