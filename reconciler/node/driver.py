@@ -101,6 +101,8 @@ def main(lib, sources, request, connection):
         ]
     sys.stdout.flush()
     os.write(1, ("\n%s%s%s\n" % (request["nonce"], lib.dumps(answer), request["nonce"])).encode())
+    if "probes" in request:
+        os._exit(0)  # tidying up takes every node 2 ms
 
 
 # --- from here on only for steps: a look leaves it away ---

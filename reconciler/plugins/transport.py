@@ -11,8 +11,6 @@ import os
 import re
 import shlex
 import signal
-import socket
-import struct
 import subprocess
 import time
 import traceback
@@ -25,11 +23,9 @@ from ansible.errors import AnsibleConnectionFailure, AnsibleError
 from ansible.plugins.action import ActionBase
 
 from reconciler import node
+from reconciler.plugins import mux
 
-SOCKET_CHECK_SECONDS = 3.0
 FRESH_LOGIN_SECONDS = 15.0
-# OpenSSH, PROTOCOL.mux: numbers of messages between a client and a control master.
-MUX_VERSION, MUX_HELLO, MUX_ALIVE_CHECK, MUX_ALIVE = 4, 0x00000001, 0x10000004, 0x80000005
 NO_MULTIPLEXING = "-o ControlMaster=no -o ControlPath=none"
 
 
@@ -70,11 +66,41 @@ def converse(
     connection, path = _examine(action, fresh=fresh, fresh_every=fresh_every)
     command = f"{interpreter} {node.INTERPRETER_FLAGS}"
     with deadline(seconds):
-        reply = _send(action, command, node.call(script, connection), connection, become=become)
+        payload = node.call(script, connection)
+        reply = None
+        if path is not None and not become and _may_share(action, connection):
+            reply = _over_master(path, command, payload, connection)
+        reply = reply or _send(action, command, payload, connection, become=become)
     answer = node.parse(nonce, reply["rc"], reply["stdout"], reply["stderr"])
     if fresh_every is not None and path is not None and connection.get("control_socket") == "absent":
         _stamp(path).touch()  # the master that this conversation opened has just logged in
     return answer, connection
+
+
+def _may_share(action: ActionBase, connection: dict[str, Any]) -> bool:
+    """Whether ssh would do no more than hand the command to the open master."""
+    ssh = os.path.basename(action._connection.get_option("ssh_executable"))  # noqa: PTH119, SLF001
+    pipelined = action._connection.is_pipelining_enabled()  # noqa: SLF001
+    return (
+        connection["control_socket"] == "alive"
+        and connection.get("login") != "fresh"
+        and pipelined
+        and ssh == "ssh"
+    )
+
+
+def _over_master(
+    path: Path, command: str, payload: bytes, connection: dict[str, Any]
+) -> dict[str, Any] | None:
+    """What the node said; None where the master has not even begun with it."""
+    try:
+        status, out, err = mux.run(path, command, payload)
+    except mux.UnavailableError:
+        return None
+    except mux.LostError as error:
+        raise AnsibleConnectionFailure(str(error)) from error
+    connection["transport"] = "pipelined"
+    return {"rc": status, "stdout": out.decode(errors="replace"), "stderr": err.decode(errors="replace")}
 
 
 def _send(
@@ -195,43 +221,7 @@ def socket_state(command: list[str], path: Path | None) -> str:
         return "none"
     if not os.path.lexists(path):
         return "absent"
-    return _ask_master(path) or _ask_by_ssh(command)
-
-
-def _ask_master(path: Path) -> str:
-    """Say hello to the master and ask whether it lives, as OpenSSH's PROTOCOL.mux has it; empty where that fails.
-
-    A tenth of what starting ``ssh -O check`` costs, which every node would cost the controller in every pass.
-    """
-    until = time.monotonic() + SOCKET_CHECK_SECONDS
-    with socket.socket(socket.AF_UNIX) as master:
-        master.settimeout(SOCKET_CHECK_SECONDS)
-        try:
-            master.connect(str(path))
-            master.sendall(struct.pack(">6I", 8, MUX_HELLO, MUX_VERSION, 8, MUX_ALIVE_CHECK, 0))
-            hello = _mux_message(master, until)
-            alive = _mux_message(master, until)
-        except (TimeoutError, BlockingIOError):
-            return "hung"
-        except (OSError, EOFError):
-            return "dead"
-    understood = hello[:2] == (MUX_HELLO, MUX_VERSION) and alive[:1] == (MUX_ALIVE,)
-    return "alive" if understood else ""
-
-
-def _mux_message(master: socket.socket, until: float) -> tuple[int, ...]:
-    """One message of a master, as numbers. Raises TimeoutError, OSError or EOFError."""
-    found = b""
-    wanted = 4
-    while len(found) < wanted:
-        master.settimeout(max(0.001, until - time.monotonic()))
-        part = master.recv(wanted - len(found))
-        if not part:
-            raise EOFError
-        found += part
-        if wanted == 4 and len(found) == 4:  # noqa: PLR2004 - the length that comes first
-            wanted += min(struct.unpack(">I", found)[0], 4096)
-    return struct.unpack(f">{(len(found) - 4) // 4}I", found[4 : 4 + (len(found) - 4) // 4 * 4])
+    return mux.state(path) or _ask_by_ssh(command)
 
 
 def _ask_by_ssh(command: list[str]) -> str:
@@ -239,7 +229,7 @@ def _ask_by_ssh(command: list[str]) -> str:
     argv = [*command[:-1], "-O", "check", command[-1]]
     try:
         check = subprocess.run(
-            argv, capture_output=True, stdin=subprocess.DEVNULL, timeout=SOCKET_CHECK_SECONDS, check=False
+            argv, capture_output=True, stdin=subprocess.DEVNULL, timeout=mux.CHECK_SECONDS, check=False
         )
     except subprocess.TimeoutExpired:
         return "hung"

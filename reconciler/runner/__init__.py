@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from reconciler import early, systemd
+from reconciler.mailbox import Mailbox
 from reconciler.model import RunError
 from reconciler.paths import ansible_home, control_sockets, playbook
 
@@ -68,6 +69,7 @@ class Workspace:
         self.requests = self.directory / "requests"
         self.requests.mkdir(mode=0o700)
         self._gate = self.directory / "gate"
+        self.mailbox = Mailbox(self.directory)
         self._ahead: subprocess.Popen[bytes] | None = None
         self._ahead_of = ""
 
@@ -78,6 +80,7 @@ class Workspace:
         if self._ahead:
             _discard(self._ahead)
             self._ahead = None
+        self.mailbox.close()
         _remove(self.directory)
         if self._owner is not None:
             os.close(self._owner)
@@ -157,7 +160,8 @@ def run(
     """Run a playbook on ``nodes``; every result is handed to ``on_result`` as it arrives.
 
     ``become`` lets the observing task use privilege escalation for those looks that ask for it. ``one_each`` says
-    that each node has exactly one result to give: with the last one nobody waits for Ansible to tidy up.
+    that each node has exactly one answer to give, which its worker may leave in the mailbox before Ansible knows of it:
+    with the last one nobody waits for Ansible to tidy up.
 
     Raises RunError when Ansible could not do its work (not: when a node failed). A node that yields no
     result was not reached by the play; the caller decides what that means.
@@ -173,9 +177,11 @@ def run(
         process = _start({**specification, **more})
     missing = set(nodes)
     try:
-        for line in _lines(process, time.monotonic() + settings.timeout + 30):
+        for line in _lines(process, workspace.mailbox, time.monotonic() + settings.timeout + 30):
             if "error" in line:
                 raise RunError(f"{name}: {line['error']}")
+            if one_each and (line["node"] not in missing or line["data"].get("delivered")):
+                continue
             on_result(Result(line["node"], line["status"], line["data"]))
             missing.discard(line["node"])
             if one_each and not missing:
@@ -264,8 +270,8 @@ def _start(specification: Mapping[str, Any]) -> subprocess.Popen[bytes]:
     return process
 
 
-def _lines(process: subprocess.Popen[bytes], deadline: float) -> Iterator[dict[str, Any]]:
-    """Complete lines of standard output until the child is done; its standard error explains a bad end."""
+def _lines(process: subprocess.Popen[bytes], mailbox: Mailbox, deadline: float) -> Iterator[dict[str, Any]]:
+    """What is in the mailbox and on standard output until the child is done; its standard error explains a bad end."""
     out, err = process.stdout, process.stderr
     assert out  # noqa: S101 - for the type checker
     assert err  # noqa: S101 - the same
@@ -273,11 +279,17 @@ def _lines(process: subprocess.Popen[bytes], deadline: float) -> Iterator[dict[s
     with selectors.DefaultSelector() as selector:
         for stream in buffers:
             selector.register(stream, selectors.EVENT_READ)
-        while selector.get_map():
+        selector.register(mailbox, selectors.EVENT_READ)
+        while len(selector.get_map()) > 1:
             if time.monotonic() > deadline:
                 raise RunError("the playbook did not end in time and was ended")
             systemd.alive()
-            for key, _mask in selector.select(timeout=1):
+            ready = selector.select(timeout=1)
+            # Before Ansible's own lines: a worker is done with its letter when Ansible hears of it.
+            yield from mailbox.arrived()
+            for key, _mask in ready:
+                if key.fileobj is mailbox:
+                    continue
                 chunk = os.read(key.fd, 1 << 16)
                 if not chunk:
                     selector.unregister(key.fileobj)

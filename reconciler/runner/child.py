@@ -17,6 +17,8 @@ from typing import Any
 import ansible_runner
 
 STATUSES = {"runner_on_ok": "ok", "runner_on_failed": "failed", "runner_on_unreachable": "unreachable"}
+# What is read of a task's result.
+KEYS = frozenset("msg changed attempt detail changes saved name kind control_socket delivered".split())
 MESSAGES: list[str] = []
 CANCEL_SECONDS = 10.0
 
@@ -71,13 +73,12 @@ def _wait_for_the_end(cancelled: threading.Event) -> None:
 def _essence(data: dict[str, Any]) -> dict[str, Any]:
     """What the reconciler reads of a task's result; everything else stays in this process."""
     result = data.get("res") or {}
-    keys = ("msg", "changed", "attempt", "detail", "changes", "saved", "name", "kind", "control_socket")
     facts = {"reconciler": json.loads(result["reconciler"])} if "reconciler" in result else {}
     return {
         **facts,
         "task_action": data.get("task_action"),
         "role": data.get("role"),
-        **{k: result[k] for k in keys if k in result},
+        **{k: result[k] for k in KEYS if k in result},
     }
 
 

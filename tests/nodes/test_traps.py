@@ -1,11 +1,17 @@
 """What fools plain configuration management: each of these happened on real machines."""
 
 import os
+import shutil
 import signal
+import subprocess
 import time
+from pathlib import Path
+
+import pytest
 
 from tests.nodes.conftest import Pool
 from tests.nodes.fleet import WATCHER, Fleet
+from tests.nodes.safety import wait_for
 from tests.nodes.test_fleet import everything
 
 
@@ -30,6 +36,61 @@ def test_a_hung_control_master_is_stepped_around_and_replaced(nodes: Pool, fleet
     assert masters[0] not in fleet.masters()
     assert len(fleet.masters()) == 2
     assert fleet.once().report["drifts"] == []
+
+
+def test_an_open_master_is_used_without_starting_ssh(
+    nodes: Pool, fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For looks and for steps; where the server allows it no further session, ssh logs in as it always did."""
+    taken = nodes(2)
+    log, ssh = tmp_path / "ssh.log", tmp_path / "bin" / "ssh"
+    ssh.parent.mkdir()
+    ssh.write_text(f'#!/bin/sh\necho "$@" >> {log}\nexec {shutil.which("ssh")} "$@"\n')
+    ssh.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{ssh.parent}:{os.environ['PATH']}")
+    for node in taken:
+        node.run("echo 'MaxSessions 1' > /etc/ssh/sshd_config.d/00-few.conf && systemctl reload ssh")
+    time.sleep(0.5)
+    state = everything(fleet)
+    del state["ssh"]
+    fleet.declare(state)
+    assert fleet.once().code == 0
+    assert log.read_text(), "somebody has to log in"
+    log.unlink()
+    assert fleet.once().report["drifts"] == []
+    for node in taken:
+        node.run("rm ~/odd.txt", user="agent")
+    assert set(fleet.once().outcomes.values()) == {"fixed"}
+    assert not log.exists(), log.read_text()
+
+    # Somebody else's session over the same master.
+    socket = next(path for path in (fleet.runtime / "reconciler-ssh").iterdir() if path.is_socket())
+    argv = [shutil.which("ssh") or "ssh", "-F", "/dev/null", "-S", str(socket), "agent@elsewhere", "sleep 60"]
+    held = subprocess.Popen(argv, stdin=subprocess.DEVNULL)
+    time.sleep(1)
+    assert held.poll() is None
+    log.unlink()
+    answer = fleet.once()
+    held.kill()
+    held.wait()
+    assert (answer.code, answer.report["drifts"]) == (0, []), answer.out
+    assert len(log.read_text().splitlines()) == 1, log.read_text()
+
+
+def test_a_master_that_dies_in_the_middle_of_a_look_is_made_good(nodes: Pool, fleet: Fleet) -> None:
+    """The node is asked once more, over a new login."""
+    (node,) = nodes(1)
+    fleet.declare({"tools": [{"name": "slow", "nodes": "all", "command": "slow", "version": ">=1.0"}]})
+    slow = "#!/bin/sh\nif [ -e /tmp/wait ]; then rm /tmp/wait; touch /tmp/waits; sleep 8; fi\necho slow 1.2\n"
+    node.write("/usr/local/bin/slow", slow, mode="0755")
+    assert fleet.once().code == 0
+    node.run("touch /tmp/wait; chmod 777 /tmp/wait", user="agent")
+    process = fleet.start("--once", "--output", "json")
+    wait_for(lambda: node.run("test -e /tmp/waits", check=False).returncode == 0, "it looks", 30)
+    (master,) = fleet.masters()
+    os.kill(master, signal.SIGKILL)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, out + err
 
 
 def test_a_hung_master_disturbs_nothing_even_where_no_ssh_resource_is_declared(

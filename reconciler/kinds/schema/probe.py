@@ -8,7 +8,11 @@ COMPARED = ("tables",)
 def observe(args, _connection):
     """Columns and indexes of the tables asked for; a missing database has none."""
     import os
-    import sqlite3
+
+    try:
+        import _sqlite3 as sqlite3  # the part that is written in C: the rest takes every node 3 ms to load
+    except ImportError:
+        import sqlite3
 
     path = lib.expand(args["database"])
     if not os.path.lexists(path):

@@ -15,7 +15,7 @@ from typing import Any
 from ansible.errors import AnsibleError
 from ansible.plugins.action import ActionBase
 
-from reconciler import node
+from reconciler import mailbox, node
 from reconciler.plugins import transport
 
 
@@ -27,14 +27,22 @@ class ActionModule(ActionBase):  # type: ignore[misc]
     _VALID_ARGS: frozenset[str] = frozenset()
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Answer ``{reconciler: TEXT}``, JSON of ``{batches: [{answer | error, connection, seconds}]}``."""
+        """Leave ``{batches: [{answer | error, connection, seconds}]}`` in the mailbox.
+
+        Where nobody listens, ``reconciler`` of the result is the same, as JSON text.
+        """
         super().run(tmp, task_vars)
         known = task_vars or {}
-        path = Path(known["reconciler_requests"]) / f"{known['inventory_hostname']}.json"
+        requests, name = Path(known["reconciler_requests"]), known["inventory_hostname"]
+        path = requests / f"{name}.json"
         if not path.exists():  # nothing is asked of this node
             return {"changed": False}
         request = json.loads(path.read_text(encoding="utf-8"))
         answer = {"batches": [self._ask(batch) for batch in request["batches"]]}
+        if mailbox.deliver(
+            requests.parent, name, {"reconciler": answer, "task_action": "reconciler_observe"}
+        ):
+            return {"changed": False, "delivered": True}
         # As text: Ansible walks through every value of a result several times, and through a text but once.
         return {"changed": False, "reconciler": json.dumps(answer)}
 
