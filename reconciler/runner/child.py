@@ -18,7 +18,9 @@ import ansible_runner
 
 STATUSES = {"runner_on_ok": "ok", "runner_on_failed": "failed", "runner_on_unreachable": "unreachable"}
 # What is read of a task's result.
-KEYS = frozenset("msg changed attempt detail changes saved name kind control_socket delivered".split())
+KEYS = ("msg", "changed", "attempt", "detail", "changes", "saved", "name", "kind", "control_socket", "delivered")
+    ["msg", "changed", "attempt", "detail", "changes", "saved", "name", "kind", "control_socket", "delivered"]
+)
 MESSAGES: list[str] = []
 CANCEL_SECONDS = 10.0
 

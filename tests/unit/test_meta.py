@@ -108,7 +108,7 @@ def test_what_runs_on_nodes_is_python_3_6_and_standard_library(path: Path) -> No
 
 
 STANDARD = {
-    "_json", "_sha2", "_sha256", "_signal", "ast", "base64", "contextlib", "errno", "fcntl", "fnmatch", "glob", "grp", "hashlib", "io", "json", "os", "plistlib", "pwd", "re", "select",
+    "_json", "_sha2", "_sha256", "_signal", "_sqlite3", "ast", "base64", "contextlib", "errno", "fcntl", "fnmatch", "glob", "grp", "hashlib", "io", "json", "os", "plistlib", "pwd", "re", "select",
     "shlex", "shutil", "signal", "sqlite3", "stat", "subprocess", "sys", "tarfile", "tempfile", "time", "types", "urllib", "zipfile",
 }  # fmt: skip
 
