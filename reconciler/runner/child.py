@@ -18,7 +18,9 @@ import ansible_runner
 
 STATUSES = {"runner_on_ok": "ok", "runner_on_failed": "failed", "runner_on_unreachable": "unreachable"}
 # What is read of a task's result.
-KEYS = ("msg", "changed", "attempt", "detail", "changes", "saved", "name", "kind", "control_socket", "delivered")  # fmt: skip
+KEYS = (
+    "msg", "changed", "attempt", "detail", "changes", "saved", "name", "kind", "control_socket", "delivered",
+)  # fmt: skip
 MESSAGES: list[str] = []
 CANCEL_SECONDS = 10.0
 
