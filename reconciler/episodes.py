@@ -59,31 +59,42 @@ class Repair:
 
 
 def episodes(rows: Iterable[Mapping[str, Any]], open_keys: AbstractSet[str]) -> list[Episode]:
-    """Episodes of events in their order, oldest beginning first; ``open_keys`` are what is not as desired now."""
+    """Episodes of events in their order, oldest beginning first; ``open_keys`` are what is not as desired now.
+
+    Rows that others wrote into the table, with times or keys that are none, belong to no episode.
+    """
     running: dict[str, Episode] = {}
     ended: list[Episode] = []
     for row in rows:
         key = row["issue_key"]
+        try:
+            rid, moment = ResourceId.parse(key), _moment(row["timestamp"])
+        except ValueError:
+            continue
         if row["status"] == Status.DETECTED:
             if key in running:
                 ended.append(running.pop(key))
-            rid = ResourceId.parse(key)
-            began = datetime.fromisoformat(row["timestamp"])
-            running[key] = Episode(rid, began, cause=row["cause"] or "", reason=row["reason"] or "")
+            running[key] = Episode(rid, moment, cause=row["cause"] or "", reason=row["reason"] or "")
         elif key in running:
-            running[key] = _after(running[key], row)
+            running[key] = _after(running[key], row, moment)
             if running[key].ended:
                 ended.append(running.pop(key))
     ended += [replace(episode, is_open=key in open_keys) for key, episode in running.items()]
     return sorted(ended, key=lambda episode: (episode.began, episode.id))
 
 
-def _after(before: Episode, row: Mapping[str, Any]) -> Episode:
+def _moment(text: str) -> datetime:
+    """A time; one that says no zone is taken for UTC, as we write it. Raises ValueError."""
+    found = datetime.fromisoformat(text)
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
+
+
+def _after(before: Episode, row: Mapping[str, Any], moment: datetime) -> Episode:
     is_fixed = row["status"] == Status.FIXED
     tried = 1 if row["fix_attempts"] else 0
     return replace(
         before,
-        ended=datetime.fromisoformat(row["timestamp"]) if is_fixed else None,
+        ended=moment if is_fixed else None,
         attempts=before.attempts + tried,
         failed=before.failed + (0 if is_fixed else tried),
         reason=row["reason"] or before.reason,

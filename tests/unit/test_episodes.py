@@ -83,6 +83,19 @@ def record(store: Store, status: Status, moment: datetime, key: str = KEY) -> No
     )
 
 
+def test_rows_of_others_belong_to_no_episode() -> None:
+    """Times and keys that are none; a time without a zone is UTC."""
+    rows = [
+        {**event("detected", 0), "timestamp": "yesterday"},
+        {**event("detected", 0), "issue_key": "their own"},
+        {**event("detected", 0), "timestamp": event("detected", 0)["timestamp"][:19]},
+        {**event("fixed", 1, 1), "timestamp": ""},
+        event("fixed", 2, 1),
+    ]
+    (found,) = episodes(rows, set())
+    assert (found.seconds, found.attempts) == (2.0, 1)
+
+
 def test_episodes_of_a_time_are_those_that_reach_into_it(store: Store) -> None:
     """Begun before and ended within: whole. Begun and ended before: not at all."""
     now = datetime.now(UTC)
