@@ -239,6 +239,26 @@ def must(argv, timeout=30, env=None, cwd=None):
     return result
 
 
+def systemctl(scope):
+    """The command to reach systemd's manager of that scope, and the environment it needs."""
+    if scope != "user":
+        return ["systemctl"], environment()
+    return ["systemctl", "--user"], environment(XDG_RUNTIME_DIR="/run/user/%d" % os.getuid())
+
+
+def show_units(scope, units, properties, absent):
+    """What systemd says of these units, one text each, in order. Raises RuntimeError, with ``absent`` where none is."""
+    argv, env = systemctl(scope)
+    try:
+        result = run(argv + ["show"] + units + ["--property=" + ",".join(properties)], env=env, timeout=8)
+    except FileNotFoundError:
+        raise RuntimeError("no systemctl on this node" + absent) from None
+    if result.status != 0:
+        hint = "; for user units enable lingering: loginctl enable-linger" if scope == "user" else ""
+        raise RuntimeError("systemd does not answer: %s%s" % (result.complaint(), hint))
+    return result.out.split("\n\n")
+
+
 def _new_sha256(size):
     """Python's own SHA-256 for what is small: loading OpenSSL, which is faster on megabytes, takes 3 ms."""
     if size < 1 << 20:

@@ -24,14 +24,6 @@ def observe(args, _connection):
     return facts
 
 
-def systemctl(scope):
-    """The command to reach the manager of that scope, and the environment it needs."""
-    argv = ["systemctl", "--user"] if scope == "user" else ["systemctl"]
-    runtime = "/run/user/%d" % os.getuid()
-    env = lib.environment(XDG_RUNTIME_DIR=runtime) if scope == "user" else lib.environment()
-    return argv, env
-
-
 def prepare(several):
     """Ask each manager once for all units: a program per unit costs a node some 6 ms, a hung manager 8 s."""
     wanted = {}
@@ -50,16 +42,7 @@ def prepare(several):
 
 
 def _show(scope, units):
-    """What systemd says of these units, one text each, in order."""
-    argv, env = systemctl(scope)
-    try:
-        result = lib.run(argv + ["show"] + units + ["--property=" + ",".join(PROPERTIES)], env=env, timeout=8)
-    except FileNotFoundError:
-        raise RuntimeError("no systemctl on this node (is its service manager launchd?)") from None
-    if result.status != 0:
-        hint = "; for user units enable lingering: loginctl enable-linger" if scope == "user" else ""
-        raise RuntimeError("systemd does not answer: %s%s" % (result.complaint(), hint))
-    return result.out.split("\n\n")
+    return lib.show_units(scope, units, PROPERTIES, " (is its service manager launchd?)")
 
 
 def _systemd(args):

@@ -195,7 +195,7 @@ def restart(resource, state, since):
             ["launchctl", "kickstart", "-k", "gui/%d/%s" % (os.getuid(), config["service"])], MANAGER_SECONDS
         )
     else:
-        argv, env = probe.systemctl(config["service_scope"])
+        argv, env = lib.systemctl(config["service_scope"])
         lib.must(argv + ["restart", config["service"]], timeout=MANAGER_SECONDS, env=env)
     return "%srestarted %s" % (waited, config["service"])
 
@@ -205,7 +205,7 @@ def started(resource):
     config = resource["settings"]
     if resource["manager"] == "launchd":
         return 0
-    argv, env = probe.systemctl(config["service_scope"])
+    argv, env = lib.systemctl(config["service_scope"])
     show = ["show", config["service"], "--property=ActiveState,ActiveEnterTimestampMonotonic"]
     said = lib.run(argv + show, timeout=10, env=env).out
     seen = dict(line.split("=", 1) for line in said.splitlines() if "=" in line)
@@ -335,7 +335,7 @@ class Systemd:
     def __init__(self, resource):
         self.resource = resource
         self.unit = resource["timer_files"]["unit"] + ".timer"
-        self.argv, self.env = probe.systemctl(resource["scope"])
+        self.argv, self.env = lib.systemctl(resource["scope"])
 
     def call(self, *words):
         """Run systemctl; what it says becomes the error."""

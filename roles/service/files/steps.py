@@ -74,7 +74,7 @@ class Systemd:
 
     def __init__(self, resource):
         self.resource, self.name = resource, resource["unit_name"]
-        self.argv, self.env = probe.systemctl(resource["scope"])
+        self.argv, self.env = lib.systemctl(resource["scope"])
 
     def call(self, *words):
         """Run systemctl; what it says becomes the error."""
