@@ -56,19 +56,21 @@ def converse(
     become: bool = False,
     fresh: bool = False,
     fresh_every: float | None = None,
+    plain: bool = False,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Send ``script`` and return the node's answer and what was learnt of the connection.
 
     ``fresh`` logs in anew instead of using an open control socket. ``fresh_every`` (seconds) asks for
-    a second, fresh login when none succeeded for that long. Raises AnsibleConnectionFailure,
-    SilentError, or node.BadAnswerError.
+    a second, fresh login when none succeeded for that long. ``plain`` says that the script needs nothing of a session
+    but its streams (no agent to be forwarded): over an open master no ssh is started then. Raises
+    AnsibleConnectionFailure, SilentError, or node.BadAnswerError.
     """
     connection, path = _examine(action, fresh=fresh, fresh_every=fresh_every)
     command = f"{interpreter} {node.INTERPRETER_FLAGS}"
     with deadline(seconds):
         payload = node.call(script, connection)
         reply = None
-        if path is not None and not become and _may_share(action, connection):
+        if path is not None and plain and not become and _may_share(action, connection):
             reply = _over_master(path, command, payload, connection)
         reply = reply or _send(action, command, payload, connection, become=become)
     answer = node.parse(nonce, reply["rc"], reply["stdout"], reply["stderr"])

@@ -59,6 +59,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
                 become=batch["become"],
                 fresh=batch["fresh"],
                 fresh_every=batch["fresh_every"],
+                plain=True,
             )
         except (AnsibleError, transport.SilentError) as error:
             found["error"], found["reached"] = transport.failure_reason(error), False
