@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -122,7 +122,9 @@ def fake(tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch) ->
     """Run a playbook with a child program of our own in place of ansible-runner's."""
     settings = Settings(settings.inventory, timeout=0.0)
 
-    def run(body: str, timeout: float = 20.0) -> list[Result]:
+    def run(
+        body: str, timeout: float = 20.0, nodes: Sequence[str] = ("node-1",), **more: Any
+    ) -> list[Result]:
         program = tmp_path / "child"
         program.write_text(f"#!{PYTHON}\nimport json, os, signal, subprocess, sys, time\n{body}\n")
         program.chmod(0o755)
@@ -130,7 +132,7 @@ def fake(tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch) ->
         results: list[Result] = []
         with Workspace() as workspace:
             found = Settings(settings.inventory, timeout=timeout - 30)
-            runner.run("observe.yml", ["node-1"], workspace, found, results.append)
+            runner.run("observe.yml", nodes, workspace, found, results.append, **more)
         return results
 
     return run
@@ -143,6 +145,36 @@ LINE = '{"node": "node-1", "status": "ok", "data": {"x": 1}}'
 def test_results_arrive_as_they_are_printed(fake: Fake) -> None:
     """One line each."""
     assert fake(f"print('{LINE}')\nprint('{LINE}')") == [Result("node-1", "ok", {"x": 1})] * 2
+
+
+LETTER = f"""
+sys.path.insert(0, {str(ROOT)!r})
+from pathlib import Path
+from reconciler import mailbox
+box = Path(json.loads(sys.stdin.readline())["private_data_dir"])
+def told(node, **data):
+    print(json.dumps({{"node": node, "status": "ok", "data": data}}), flush=True)
+"""
+
+
+def test_answers_are_taken_from_the_mailbox_once_and_in_any_order(fake: Fake) -> None:
+    """Ansible may tell of a delivery before it is read, or never; with the last answer nobody waits for it."""
+    began = time.monotonic()
+    found = fake(
+        LETTER
+        + "told('b', delivered=True)\ntime.sleep(0.3)\nassert mailbox.deliver(box, 'a', {'x': 1})\n"
+        + "told('a', x=2)\nmailbox.deliver(box, 'b', {'x': 3})\ntold('c', x=4)\ntime.sleep(60)",
+        nodes=("a", "b", "c"),
+        one_each=True,
+    )
+    assert sorted((result.node, result.data["x"]) for result in found) == [("a", 1), ("b", 3), ("c", 4)]
+    assert time.monotonic() - began < 30
+
+
+def test_letter_left_just_before_the_end_is_read(fake: Fake) -> None:
+    """Also where Ansible says no more."""
+    body = LETTER + "assert mailbox.deliver(box, 'node-1', {'x': 1})"
+    assert fake(body, one_each=True) == [Result("node-1", "ok", {"x": 1})]
 
 
 def test_specification_reaches_the_child_on_its_standard_input(fake: Fake, tmp_path: Path) -> None:
