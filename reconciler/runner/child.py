@@ -31,8 +31,9 @@ def main() -> None:
     if not asked:
         return  # whoever started us early had no use for us
     specification = json.loads(asked)
-    # So that Ansible can tell that we are gone, also where that was before it asked who its parent is.
-    specification["envvars"] = {**specification.get("envvars", {}), "RECONCILER_CHILD": str(os.getpid())}
+    # So that Ansible can tell that we are gone, also where that was before it asked who its parent is. Not among the
+    # specification's variables: those of a child before us in the same directory would be taken in their place.
+    os.environ["RECONCILER_CHILD"] = str(os.getpid())
     cancelled = threading.Event()
     threading.Thread(target=_wait_for_the_end, args=(cancelled,), daemon=True).start()
     # Results go to the real standard output; whatever a library prints goes to standard error.

@@ -126,7 +126,7 @@ def test_a_timer_of_the_system_beats_for_root_and_is_put_right(nodes: Pool, flee
         return found
 
     def fires(after: float) -> None:
-        wait_for(lambda: state().get("scheduled_beat", 0) > after, "the system's timer makes it beat", 60)
+        wait_for(lambda: (state().get("scheduled_beat") or 0) > after, "the system's timer makes it beat", 60)
 
     fires(began)
     assert node.run(f"systemctl is-enabled heartbeat-{name}.timer").stdout.strip() == "enabled"
