@@ -402,3 +402,19 @@ def test_workers_end_with_ansible_and_ansible_with_its_child(tmp_path: Path, vic
             os.kill(pid, signal.SIGKILL)
         started.kill()
     assert left == []
+
+
+def test_ansible_that_is_started_anew_in_a_directory_follows_its_own_starter(tmp_path: Path) -> None:
+    """A look that needs privilege comes after one that was started ahead, whose variables ansible-runner has kept."""
+    inventory = tmp_path / "hosts"
+    inventory.write_text("one ansible_connection=local\n")
+    settings, results = Settings(inventory), list[Result]()
+    with Workspace() as workspace:
+        workspace.start_ahead("observe.yml", settings)
+        kept = workspace.directory / "env" / "envvars"
+        deadline = time.monotonic() + 30
+        while not kept.exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert "RECONCILER_GATE" in kept.read_text()
+        runner.run("observe.yml", ["one"], workspace, settings, results.append, become=True)
+    assert [(result.node, result.status) for result in results] == [("one", "ok")]
