@@ -13,14 +13,20 @@ from reconciler.model import ExitCode
 __all__ = ["app", "main", "orders", "passes", "questions", "reports"]
 
 
+INTERRUPTED = 130  # what typer makes of Ctrl-C
+
+
 def main() -> None:
     """Entry point; typer turns its own usage errors into exit code 2, which here means drift."""
     try:
-        sys.exit(app(standalone_mode=False) or 0)
+        code = app(standalone_mode=False) or 0
     except typer.Abort:
-        sys.exit(130)
+        code = INTERRUPTED
     except Exception as error:
         if hasattr(error, "show"):
             error.show()
             sys.exit(int(ExitCode.CONFIGURATION))
         raise
+    if code == INTERRUPTED:
+        typer.echo("interrupted: what was begun is carried on by the next pass", err=True)
+    sys.exit(code)

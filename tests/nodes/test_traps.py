@@ -258,6 +258,7 @@ def test_ctrl_c_in_the_middle_ends_everything_it_started(nodes: Pool, fleet: Fle
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, out + err
+    assert "interrupted: what was begun is carried on" in err
     assert "Traceback" not in err
     fleet.check_ended()
     assert fleet.once().code == 0
