@@ -50,11 +50,12 @@ def state(path: Path) -> str:
     return "alive" if understood else ""
 
 
-def run(path: Path, command: str, payload: bytes) -> tuple[int, bytes, bytes]:
+def run(path: Path, command: str, payload: bytes, seconds: float) -> tuple[int, bytes, bytes]:
     """Exit status, standard output and standard error of a command that is given ``payload`` on standard input.
 
-    Waits as long as it takes. Raises UnavailableError or LostError.
+    Raises UnavailableError, LostError, or, when it takes longer than so many seconds, TimeoutError.
     """
+    until = time.monotonic() + seconds
     with ExitStack() as stack:
         master = stack.enter_context(socket.socket(socket.AF_UNIX))
         pipes = [os.pipe() for _ in range(3)]
@@ -62,20 +63,21 @@ def run(path: Path, command: str, payload: bytes) -> tuple[int, bytes, bytes]:
         to_node = stack.enter_context(os.fdopen(pipes[0][1], "wb", 0))
         from_node = [stack.enter_context(os.fdopen(pipe[0], "rb", 0)) for pipe in pipes[1:]]
         try:
-            _open_session(master, path, command, theirs)
+            _open_session(master, path, command, theirs, until)
         except (OSError, EOFError) as error:
             raise UnavailableError(str(error)) from error
         finally:
             for handle in theirs:
                 os.close(handle)
-        return _converse(master, to_node, from_node, payload)
+        return _converse(master, to_node, from_node, payload, until)
 
 
-def _open_session(master: socket.socket, path: Path, command: str, streams: list[int]) -> None:
+def _open_session(master: socket.socket, path: Path, command: str, streams: list[int], until: float) -> None:
     """Let the master start the command with these for its standard streams."""
+    master.settimeout(max(0.001, until - time.monotonic()))
     master.connect(str(path))
     master.sendall(_message(HELLO, VERSION))
-    if _received(master)[:2] != (HELLO, VERSION):
+    if _received(master, until)[:2] != (HELLO, VERSION):
         raise UnavailableError("it speaks another version of the protocol")
     # As Debian's and Apple's ssh_config send them; a server takes what it likes.
     variables = [f"{key}={value}" for key, value in os.environ.items() if re.fullmatch("LANG|LC_.*", key)]
@@ -84,12 +86,12 @@ def _open_session(master: socket.socket, path: Path, command: str, streams: list
     master.sendall(struct.pack(">I", len(body)) + body)
     for handle in streams:
         socket.send_fds(master, [b"\0"], [handle])
-    if _received(master)[:1] != (OPENED,):
+    if _received(master, until)[:1] != (OPENED,):
         raise UnavailableError("it opens no session")
 
 
 def _converse(
-    master: socket.socket, to_node: FileIO, from_node: list[FileIO], payload: bytes
+    master: socket.socket, to_node: FileIO, from_node: list[FileIO], payload: bytes, until: float
 ) -> tuple[int, bytes, bytes]:
     """Hand over ``payload`` and take what comes, until all streams are at their end."""
     said = {stream.fileno(): bytearray() for stream in from_node}
@@ -101,7 +103,10 @@ def _converse(
         for stream in from_node:
             selector.register(stream, selectors.EVENT_READ)
         while status is None or set(from_node) & {key.fileobj for key in selector.get_map().values()}:
-            for key, _mask in selector.select():
+            remaining = until - time.monotonic()
+            if remaining <= 0:
+                raise TimeoutError
+            for key, _mask in selector.select(remaining):
                 if key.fileobj is to_node:
                     with suppress(BlockingIOError):
                         left = _written(to_node, left)
@@ -150,13 +155,12 @@ def _text(word: str) -> bytes:
     return struct.pack(">I", len(content)) + content
 
 
-def _received(master: socket.socket, until: float | None = None) -> tuple[int, ...]:
+def _received(master: socket.socket, until: float) -> tuple[int, ...]:
     """One message, as numbers. Raises TimeoutError, OSError or EOFError."""
     found = b""
     wanted = 4
     while len(found) < wanted:
-        if until is not None:
-            master.settimeout(max(0.001, until - time.monotonic()))
+        master.settimeout(max(0.001, until - time.monotonic()))
         part = master.recv(wanted - len(found))
         if not part:
             raise EOFError("it hung up")

@@ -14,7 +14,7 @@ import signal
 import subprocess
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -45,6 +45,10 @@ _WAYS_OUT = {
 class SilentError(Exception):
     """The node did not answer within the deadline."""
 
+    def __init__(self, seconds: float) -> None:
+        """``seconds``: how long it was given."""
+        super().__init__(f"no answer within {seconds:g} s")
+
 
 def converse(
     action: ActionBase,
@@ -56,53 +60,35 @@ def converse(
     become: bool = False,
     fresh: bool = False,
     fresh_every: float | None = None,
-    plain: bool = False,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Send ``script`` and return the node's answer and what was learnt of the connection.
 
     ``fresh`` logs in anew instead of using an open control socket. ``fresh_every`` (seconds) asks for
-    a second, fresh login when none succeeded for that long. ``plain`` says that the script needs nothing of a session
-    but its streams (no agent to be forwarded): over an open master no ssh is started then. Raises
-    AnsibleConnectionFailure, SilentError, or node.BadAnswerError.
+    a second, fresh login when none succeeded for that long. Raises AnsibleConnectionFailure, SilentError, or
+    node.BadAnswerError.
     """
-    connection, path = _examine(action, fresh=fresh, fresh_every=fresh_every)
+    connection, path = examine(action._connection, fresh=fresh, fresh_every=fresh_every)  # noqa: SLF001 - the base's
     command = f"{interpreter} {node.INTERPRETER_FLAGS}"
     with deadline(seconds):
-        payload = node.call(script, connection)
-        reply = None
-        if path is not None and plain and not become and _may_share(action, connection):
-            reply = _over_master(path, command, payload, connection)
-        reply = reply or _send(action, command, payload, connection, become=become)
+        reply = _send(action, command, node.call(script, connection), connection, become=become)
     answer = node.parse(nonce, reply["rc"], reply["stdout"], reply["stderr"])
     if fresh_every is not None and path is not None and connection.get("control_socket") == "absent":
         _stamp(path).touch()  # the master that this conversation opened has just logged in
     return answer, connection
 
 
-def _may_share(action: ActionBase, connection: dict[str, Any]) -> bool:
-    """Whether ssh would do no more than hand the command to the open master."""
-    ssh = os.path.basename(action._connection.get_option("ssh_executable"))  # noqa: PTH119, SLF001
-    pipelined = action._connection.is_pipelining_enabled()  # noqa: SLF001
-    return (
-        connection["control_socket"] == "alive"
-        and connection.get("login") != "fresh"
-        and pipelined
-        and ssh == "ssh"
-    )
-
-
-def _over_master(
-    path: Path, command: str, payload: bytes, connection: dict[str, Any]
-) -> dict[str, Any] | None:
-    """What the node said; None where the master has not even begun with it."""
+def told(conversation: Callable[[], tuple[dict[str, Any], dict[str, Any]]]) -> dict[str, Any]:
+    """What a look tells of one conversation: ``{answer, connection}`` or ``{error, reached}``, and ``seconds``."""
+    started = time.monotonic()
+    found: dict[str, Any] = {}
     try:
-        status, out, err = mux.run(path, command, payload)
-    except mux.UnavailableError:
-        return None
-    except mux.LostError as error:
-        raise AnsibleConnectionFailure(str(error)) from error
-    connection["transport"] = "pipelined"
-    return {"rc": status, "stdout": out.decode(errors="replace"), "stderr": err.decode(errors="replace")}
+        found["answer"], found["connection"] = conversation()
+    except (AnsibleError, SilentError) as error:
+        found["error"], found["reached"] = failure_reason(error), False
+    except node.BadAnswerError as error:
+        found["error"], found["reached"] = str(error), True
+    found["seconds"] = round(time.monotonic() - started, 3)
+    return found
 
 
 def _send(
@@ -133,7 +119,7 @@ def deadline(seconds: float) -> Iterator[None]:
     """Raise SilentError after ``seconds`` and end the client program that was waiting."""
 
     def on_alarm(_number: int, _frame: FrameType | None) -> None:
-        raise SilentError(f"no answer within {seconds:g} s")
+        raise SilentError(seconds)
 
     previous = signal.signal(signal.SIGALRM, on_alarm)
     signal.setitimer(signal.ITIMER_REAL, seconds)
@@ -153,15 +139,12 @@ def deadline(seconds: float) -> Iterator[None]:
 # --- control sockets --------------------------------------------------------------------------------
 
 
-def _examine(
-    action: ActionBase, *, fresh: bool, fresh_every: float | None
-) -> tuple[dict[str, Any], Path | None]:
+def examine(connection: Any, *, fresh: bool, fresh_every: float | None) -> tuple[dict[str, Any], Path | None]:
     """What kind of connection this is, the state of its control socket, and its path; steps around a bad one.
 
     A socket whose master is dead or hung is left in place (the ssh role replaces it) but not used:
     this conversation then logs in anew, which also proves that logging in works.
     """
-    connection = action._connection  # noqa: SLF001
     found: dict[str, Any] = {"connection": connection.transport}
     if connection.transport != "ssh":
         return found, None

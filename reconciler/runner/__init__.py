@@ -68,7 +68,7 @@ class Workspace:
         self._owner = _locked(self.directory / OWNER)
         self.requests = self.directory / "requests"
         self.requests.mkdir(mode=0o700)
-        self._gate = self.directory / "gate"
+        self.gate = self.directory / "gate"
         self.mailbox = Mailbox(self.directory)
         self._ahead: subprocess.Popen[bytes] | None = None
         self._ahead_of = ""
@@ -88,23 +88,21 @@ class Workspace:
 
     def start_ahead(self, name: str, settings: Settings) -> None:
         """Start a playbook before its requests are written: it loads everything and then waits for :func:`run`."""
-        gate = {"RECONCILER_GATE": str(self._gate)}
-        specification = _specification(name, self, settings, {**_environment(settings), **gate})
-        self._ahead, self._ahead_of = _start(specification), name
+        self._ahead, self._ahead_of = _start(_specification(name, self, settings)), name
 
-    def started(self, name: str, nodes: Sequence[str]) -> subprocess.Popen[bytes] | None:
-        """The process that was started ahead for this playbook, on its way now; None where there is none."""
+    def started(self, name: str) -> subprocess.Popen[bytes] | None:
+        """The process that was started ahead for this playbook; None where there is none, or not any more."""
         found, self._ahead = self._ahead, None
-        if found is None:
-            return None
-        is_right = self._ahead_of == name and found.poll() is None
-        if not is_right:
-            _discard(found)
-        # Also for one that is started in its place: it finds the environment of the first in this directory.
-        beside = self._gate.with_name("gate.new")
+        if found is None or (self._ahead_of == name and found.poll() is None):
+            return found
+        _discard(found)
+        return None
+
+    def admit(self, nodes: Sequence[str]) -> None:
+        """All requests are written: let plays run, on these nodes."""
+        beside = self.gate.with_name("gate.new")
         beside.write_text("\n".join(nodes), encoding="utf-8")
-        beside.rename(self._gate)
-        return found if is_right else None
+        beside.rename(self.gate)
 
     def request(self, node: str, content: Any) -> None:
         """Write one node's request, readable by this account only."""
@@ -166,15 +164,13 @@ def run(
     Raises RunError when Ansible could not do its work (not: when a node failed). A node that yields no
     result was not reached by the play; the caller decides what that means.
     """
-    # One that was started ahead could not know that it would need privilege, and waits for ever.
-    process = workspace.started("" if become else name, nodes)
+    # One that was started ahead could not know that it would need privilege.
+    process = workspace.started("" if become else name)
     if process is None:
-        limit = workspace.directory / "nodes"
-        limit.write_text("\n".join(nodes) + "\n", encoding="utf-8")
-        specification = _specification(name, workspace, settings, _environment(settings))
         # --become is for tasks that do not say otherwise themselves.
-        more = {"limit": f"@{limit}", "cmdline": "--become" if become else ""}
-        process = _start({**specification, **more})
+        more = {"cmdline": "--become"} if become else {}
+        process = _start({**_specification(name, workspace, settings), **more})
+    workspace.admit(nodes)
     missing = set(nodes)
     try:
         for line in _lines(process, workspace.mailbox, time.monotonic() + settings.timeout + 30):
@@ -191,9 +187,7 @@ def run(
         _end_session(process)
 
 
-def _specification(
-    name: str, workspace: Workspace, settings: Settings, environment: Mapping[str, str]
-) -> dict[str, Any]:
+def _specification(name: str, workspace: Workspace, settings: Settings) -> dict[str, Any]:
     """The arguments of ``ansible_runner.run``."""
     return {
         "private_data_dir": str(workspace.directory),
@@ -201,7 +195,7 @@ def _specification(
         "playbook": str(playbook(name)),
         "inventory": str(settings.inventory.resolve()),
         "extravars": {"reconciler_requests": str(workspace.requests)},
-        "envvars": dict(environment),
+        "envvars": {**_environment(settings), "RECONCILER_GATE": str(workspace.gate)},
         "settings": {
             "job_timeout": int(settings.timeout),
             "idle_timeout": int(settings.idle_timeout),

@@ -44,6 +44,8 @@ def main() -> None:
     def on_event(event: dict[str, Any]) -> bool:
         status = STATUSES.get(event["event"])
         data = event.get("event_data", {})
+        if data.get("ignore_errors") and status == "failed":
+            return False
         if status is not None and not cancelled.is_set():
             line = {"node": data["host"], "status": status, "data": _essence(data)}
             results.write(json.dumps(line) + "\n")

@@ -1,20 +1,16 @@
 """Speaking with a control master in its own protocol: whether it lives, and one command over it."""
 
-import os
 import socket
 import struct
-import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from reconciler.plugins import mux, transport
+from tests.unit.masters import ALIVE, HELLO, Master
 
-HELLO = struct.pack(">3I", 8, mux.HELLO, mux.VERSION)
-ALIVE = struct.pack(">4I", 12, mux.ALIVE, 0, 4711)
 EXTENDED_HELLO = struct.pack(">4I4s", 16, mux.HELLO, mux.VERSION, 4, b"info")
 
 
@@ -102,76 +98,27 @@ def test_unknown_protocol_is_left_to_ssh(
 # --- a command ---------------------------------------------------------------------------------------
 
 
-class Master:
-    """Plays a master: takes one session, runs its command on the streams that it was given, and tells how it ended."""
-
-    def __init__(self, listening: socket.socket, **given: Any) -> None:
-        self.listening, self.given = listening, given
-        self.thread = threading.Thread(target=self.serve, daemon=True)
-        self.thread.start()
-
-    def serve(self) -> None:
-        """One conversation."""
-        conversation, _ = self.listening.accept()
-        with conversation:
-            conversation.sendall(HELLO)
-            message(conversation)
-            body = message(conversation)
-            assert struct.unpack_from(">I", body)[0] == mux.NEW_SESSION
-            # Number, a reserved text, four flags, the escape character, the terminal, then the command.
-            self.command = text(body, 8 + 4 + 20 + 4)
-            streams = [socket.recv_fds(conversation, 1, 1)[1][0] for _ in range(3)]
-            if self.given.get("refuses"):
-                conversation.sendall(struct.pack(">4I", 12, 0x80000003, 0, 0))
-            else:
-                conversation.sendall(struct.pack(">4I", 12, mux.OPENED, 0, 7))
-                self.hold(conversation, streams)
-            for stream in streams:
-                os.close(stream)
-
-    def hold(self, conversation: socket.socket, streams: list[int]) -> None:
-        """The command itself, in pieces that fall as they like."""
-        done = subprocess.run(
-            ["sh", "-c", self.command], stdin=streams[0], stdout=streams[1], stderr=streams[2], check=False
-        )
-        if not self.given.get("dies"):
-            told = struct.pack(">4I", 12, mux.EXIT, 7, done.returncode)
-            conversation.sendall(told[:6])
-            conversation.sendall(told[6:])
-
-
-def message(conversation: socket.socket) -> bytes:
-    """The next one, without its length."""
-    length = struct.unpack(">I", conversation.recv(4, socket.MSG_WAITALL))[0]
-    return conversation.recv(length, socket.MSG_WAITALL)
-
-
-def text(body: bytes, at: int) -> str:
-    length = struct.unpack_from(">I", body, at)[0]
-    return body[at + 4 : at + 4 + length].decode()
-
-
 @pytest.mark.parametrize("size", [0, 10, 3_000_000])
 def test_command_over_a_master(path: Path, master: socket.socket, size: int) -> None:
     """What is given reaches it whole, however much that is; so does what it says, and how it ended."""
     played = Master(master)
     payload = bytes(range(256)) * (size // 256) + b"x" * (size % 256)
-    status, out, err = mux.run(path, "cat; echo so >&2; exit 3", payload)
+    status, out, err = mux.run(path, "cat; echo so >&2; exit 3", payload, 30)
     assert (status, out, err) == (3, payload, b"so\n")
-    assert played.command == "cat; echo so >&2; exit 3"
+    assert played.commands == ["cat; echo so >&2; exit 3"]
 
 
 def test_command_that_reads_nothing(path: Path, master: socket.socket) -> None:
     """It need not take what it is given."""
     Master(master)
-    assert mux.run(path, "exec <&-; echo done", b"x" * 3_000_000) == (0, b"done\n", b"")
+    assert mux.run(path, "exec <&-; echo done", b"x" * 3_000_000, 30) == (0, b"done\n", b"")
 
 
 def test_master_that_refuses_a_session_leaves_it_to_ssh(path: Path, master: socket.socket) -> None:
     """As one does whose server allows no further sessions."""
     Master(master, refuses=True)
     with pytest.raises(mux.UnavailableError, match="opens no session"):
-        mux.run(path, "true", b"")
+        mux.run(path, "true", b"", 30)
 
 
 @pytest.mark.parametrize("parts", [(), (HELLO,), (HELLO[:6],), (struct.pack(">3I", 8, mux.HELLO, 5),)])
@@ -180,28 +127,43 @@ def test_master_that_does_not_begin_leaves_it_to_ssh(
 ) -> None:
     answer(master, *parts)
     with pytest.raises(mux.UnavailableError):
-        mux.run(path, "true", b"")
+        mux.run(path, "true", b"", 30)
 
 
 def test_nobody_there_leaves_it_to_ssh(path: Path) -> None:
     with pytest.raises(mux.UnavailableError):
-        mux.run(path, "true", b"")
+        mux.run(path, "true", b"", 30)
 
 
 def test_master_that_dies_in_the_middle_is_told(path: Path, master: socket.socket) -> None:
     """Whether the command came to its end is not known: it must not be begun once more."""
     Master(master, dies=True)
     with pytest.raises(mux.LostError):
-        mux.run(path, "echo half", b"")
+        mux.run(path, "echo half", b"", 30)
+
+
+def test_command_that_takes_too_long_is_given_up(path: Path, master: socket.socket) -> None:
+    """Whether it says something meanwhile or not."""
+    Master(master)
+    with pytest.raises(TimeoutError):
+        mux.run(path, "echo begun; exec sleep 5", b"", 0.3)
+    with pytest.raises(TimeoutError):
+        mux.run(path, "exec yes", b"", 0.5)
+
+
+def test_master_that_hangs_before_it_begins_leaves_it_to_ssh(path: Path, master: socket.socket) -> None:
+    assert master
+    with pytest.raises(mux.UnavailableError):
+        mux.run(path, "true", b"", 0.3)
 
 
 def test_nothing_stays_open(path: Path, master: socket.socket) -> None:
     """Workers end, and the daemon does not."""
     before = len(list(Path("/proc/self/fd").iterdir())) if Path("/proc/self/fd").exists() else 0
     played = Master(master)
-    mux.run(path, "true", b"")
-    played.thread.join(10)
+    mux.run(path, "true", b"", 30)
+    played.join()
     for _ in range(3):
         with pytest.raises(mux.UnavailableError):
-            mux.run(path.with_name("none"), "true", b"")
+            mux.run(path.with_name("none"), "true", b"", 30)
     assert not before or len(list(Path("/proc/self/fd").iterdir())) == before

@@ -183,7 +183,7 @@ def test_specification_reaches_the_child_on_its_standard_input(fake: Fake, tmp_p
     argv, found = json.loads((tmp_path / "spec").read_text())
     assert argv == ["-m", "reconciler.runner.child"]
     assert found["playbook"].endswith("playbooks/observe.yml")
-    assert found["limit"].startswith("@")
+    assert found["envvars"]["RECONCILER_GATE"].startswith(found["private_data_dir"])
     assert set(found["extravars"]) == {"reconciler_requests"}
     assert found["settings"]["suppress_env_files"] is True
     assert "rotate_artifacts" not in found
@@ -416,5 +416,19 @@ def test_ansible_that_is_started_anew_in_a_directory_follows_its_own_starter(tmp
         while not kept.exists() and time.monotonic() < deadline:
             time.sleep(0.02)
         assert "RECONCILER_GATE" in kept.read_text()
-        runner.run("observe.yml", ["one"], workspace, settings, results.append, become=True)
+        workspace.request("one", {"batches": []})
+        runner.run("observe.yml", ["one"], workspace, settings, results.append, become=True, one_each=True)
     assert [(result.node, result.status) for result in results] == [("one", "ok")]
+
+
+def test_play_runs_on_those_that_something_is_asked_of(tmp_path: Path) -> None:
+    """Nobody else of the inventory, and nobody whose request is answered already."""
+    inventory = tmp_path / "hosts"
+    inventory.write_text("[all]\none\ntwo\nthree\n[all:vars]\nansible_connection=local\n")
+    results = list[Result]()
+    with Workspace() as workspace:
+        for name in ("one", "three"):
+            workspace.request(name, {"batches": []})
+        runner.run("observe.yml", ["one", "two"], workspace, Settings(inventory), results.append)
+    assert {result.node for result in results if "reconciler" in result.data} == {"one"}
+    assert {result.node for result in results} == {"one"}

@@ -8,14 +8,12 @@ trip. Never fails and never marks a host unreachable: what could not be learnt i
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
-from ansible.errors import AnsibleError
 from ansible.plugins.action import ActionBase
 
-from reconciler import mailbox, node
+from reconciler import mailbox
 from reconciler.plugins import transport
 
 
@@ -47,10 +45,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         return {"changed": False, "reconciler": json.dumps(answer)}
 
     def _ask(self, batch: dict[str, Any]) -> dict[str, Any]:
-        started = time.monotonic()
-        found: dict[str, Any] = {}
-        try:
-            found["answer"], found["connection"] = transport.converse(
+        return transport.told(
+            lambda: transport.converse(
                 self,
                 batch["script"],
                 batch["nonce"],
@@ -59,11 +55,5 @@ class ActionModule(ActionBase):  # type: ignore[misc]
                 become=batch["become"],
                 fresh=batch["fresh"],
                 fresh_every=batch["fresh_every"],
-                plain=True,
             )
-        except (AnsibleError, transport.SilentError) as error:
-            found["error"], found["reached"] = transport.failure_reason(error), False
-        except node.BadAnswerError as error:
-            found["error"], found["reached"] = str(error), True
-        found["seconds"] = round(time.monotonic() - started, 3)
-        return found
+        )

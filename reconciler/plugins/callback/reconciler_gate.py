@@ -20,8 +20,8 @@ type: aggregate
 short_description: Wait until the requests are written
 description:
   - Where E(RECONCILER_CHILD) names the process that started Ansible, ends Ansible and its workers with it.
-  - Where E(RECONCILER_GATE) names a file, waits for it at the start of each play, and lets the play run on the
-    nodes that are listed there.
+  - Where E(RECONCILER_GATE) names a file, waits for it at the start of each play, and lets the play run on those of the
+    nodes listed there that have a request, a file in the directory C(requests) beside it.
 options: {}
 """
 
@@ -53,4 +53,5 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]
             if not path.parent.exists():
                 os._exit(1)  # nothing has begun, and nobody is left to hear of it
             time.sleep(POLL_SECONDS)
-        play.hosts = path.read_text(encoding="utf-8").split("\n")
+        nodes = path.read_text(encoding="utf-8").split("\n")
+        play.hosts = [node for node in nodes if (path.with_name("requests") / f"{node}.json").exists()]
