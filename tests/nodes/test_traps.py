@@ -38,16 +38,22 @@ def test_a_hung_control_master_is_stepped_around_and_replaced(nodes: Pool, fleet
     assert fleet.once().report["drifts"] == []
 
 
+def note_ssh(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file that says what ssh is started with from now on."""
+    log, ssh = place / "ssh.log", place / "bin" / "ssh"
+    ssh.parent.mkdir()
+    ssh.write_text(f'#!/bin/sh\necho "$@" >> {log}\nexec {shutil.which("ssh")} "$@"\n')
+    ssh.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{ssh.parent}:{os.environ['PATH']}")
+    return log
+
+
 def test_an_open_master_is_used_without_starting_ssh(
     nodes: Pool, fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """For looks; where the server allows it no further session, ssh logs in as it always did. Steps go through ssh."""
     taken = nodes(2)
-    log, ssh = tmp_path / "ssh.log", tmp_path / "bin" / "ssh"
-    ssh.parent.mkdir()
-    ssh.write_text(f'#!/bin/sh\necho "$@" >> {log}\nexec {shutil.which("ssh")} "$@"\n')
-    ssh.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{ssh.parent}:{os.environ['PATH']}")
+    log = note_ssh(tmp_path, monkeypatch)
     for node in taken:
         node.run("echo 'MaxSessions 1' > /etc/ssh/sshd_config.d/00-few.conf && systemctl reload ssh")
     time.sleep(0.5)
@@ -76,6 +82,31 @@ def test_an_open_master_is_used_without_starting_ssh(
     held.wait()
     assert (answer.code, answer.report["drifts"]) == (0, []), answer.out
     assert len(log.read_text().splitlines()) == 1, log.read_text()
+
+
+def test_looks_with_privilege_share_an_open_master_too(
+    nodes: Pool, fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where sudo asks for no password. Where it does, the node is asked by ssh, and says what is missing."""
+    one, two = nodes(2)
+    log = note_ssh(tmp_path, monkeypatch)
+    secret = {"name": "secret", "nodes": "all", "content": "k\n", "dest": "/etc/agent-key", "mode": "0600",
+              "owner": "root", "allow_become": True}  # fmt: skip
+    plain = {"name": "plain", "nodes": "all", "content": "p\n", "dest": "~/plain"}
+    fleet.declare({"wrappers": [secret, plain]})
+    assert fleet.once().code == 0
+    log.unlink()
+    assert fleet.once().report["drifts"] == []
+    assert not log.exists(), log.read_text()
+    one.run("echo changed > /etc/agent-key")
+    found = fleet.check().report
+    assert [(row["node"], row["name"]) for row in found["drifts"]] == [("node-1", "secret")]
+    assert not log.exists(), log.read_text()
+    two.run("rm -f /etc/sudoers.d/*")
+    found = fleet.check().report
+    assert [(row["node"], row["name"]) for row in found["unknown"]] == [("node-2", "secret")]
+    assert "password" in found["unknown"][0]["reason"]
+    assert {line.split("Port=")[1].split()[0] for line in log.read_text().splitlines()} == {str(two.port)}
 
 
 def test_a_master_that_dies_in_the_middle_of_a_look_is_made_good(nodes: Pool, fleet: Fleet) -> None:

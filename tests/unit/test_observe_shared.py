@@ -178,15 +178,47 @@ def test_first_node_that_is_broken_costs_nobody_an_answer(site: Site) -> None:
     assert "answer" in found["open"]
 
 
-@pytest.mark.parametrize("which", ["fresh", "become"])
-def test_new_logins_and_privilege_are_left_to_ssh(site: Site, which: str) -> None:
-    """A control master that is open proves no login, and knows nothing of sudo."""
+def test_new_logins_are_left_to_ssh(site: Site) -> None:
+    """A control master that is open proves no login."""
     for name in ("a", "b"):
-        site.node(name, variables="ansible_become_exe=env ansible_become_flags=")
-    site.requests["a"][0][which] = True
-    found = site.look(become=which == "become")
-    assert [found[name].get("error") for name in ("a", "b")] == [None, None], found
+        site.node(name)
+    site.requests["a"][0]["fresh"] = True
+    assert all("answer" in answer for answer in site.look().values())
     assert site.by_ssh == {"a"}
+
+
+SUDO = """#!/bin/sh
+echo "$@" >> %s/sudo.log
+[ "$1 $2 $3" = "-H -S -n" ] || exit 1
+shift 5
+exec "$@"
+"""
+
+
+def test_privilege_without_a_password_needs_no_ssh(site: Site) -> None:
+    """Whatever else sudo wants is left to Ansible, which also says best what it lacks."""
+    sudo = site.home / "bin" / "sudo"
+    sudo.write_text(SUDO % site.home)
+    sudo.chmod(0o755)
+    how = f"ansible_become_exe={sudo}"
+    site.node("plain", variables=how)
+    site.node("sudo", variables=how)
+    site.node("root", variables=f"{how} ansible_user=root")
+    site.node("other", variables=f"{how} ansible_become_user=somebody")
+    site.node("refused", variables=f"{how} ansible_become_flags=-no")
+    site.node("password", variables=f"{how} ansible_become_password=secret")
+    site.node("su", variables=f"{how} ansible_become_method=su ansible_become_flags=")
+    site.node("never", variables=f"{how} ansible_become=false")
+    site.node("shell", variables=f"{how} ansible_shell_executable=/bin/sh")
+    for name in set(site.requests) - {"plain"}:
+        site.requests[name][0]["become"] = True
+    found = site.look(become=True)
+    failed = {name for name, answer in found.items() if "answer" not in answer}
+    assert failed == {"refused", "password", "su"}
+    assert site.by_ssh == {"refused", "password", "su", "never", "shell"}
+    asked = [line.split()[:5] for line in (site.home / "sudo.log").read_text().splitlines()]
+    assert asked.count(["-H", "-S", "-n", "-u", "root"]) == 2  # sudo and shell
+    assert asked.count(["-H", "-S", "-n", "-u", "somebody"]) == 1
 
 
 def test_silent_node_is_told_of_where_nobody_else_waits(site: Site) -> None:
@@ -229,3 +261,20 @@ def test_answers_take_the_long_way_where_no_mailbox_can_be(
         "local": None,
     }
     assert (site.by_ssh, site.masters["open"].commands) == ({"open"}, [])
+
+
+def test_ansible_ends_by_itself_when_nobody_is_left(site: Site) -> None:
+    """The play for the others has no node then."""
+    site.node("open")
+    results: list[Result] = []
+    (site.home / "hosts").write_text(site.lines["open"])
+    with Workspace() as workspace:
+        workspace.request("open", {"batches": site.requests["open"]})
+        runner.run(
+            "observe.yml", ["open"], workspace, Settings(site.home / "hosts", timeout=60), results.append
+        )
+        assert not list(workspace.requests.iterdir())
+    assert [set(result.data) & {"reconciler", "delivered"} for result in results] == [
+        {"reconciler"},
+        {"delivered"},
+    ]

@@ -25,6 +25,8 @@ from reconciler.plugins import mux, transport
 
 PATIENCE_SECONDS = 3.0
 SSH = ("ssh", "ansible.builtin.ssh", "smart")
+SUDO = ("sudo", "ansible.builtin.sudo")
+WRAPS_OTHERWISE = {"ansible_become", "ansible_shell_type", "ansible_shell_executable"}
 
 Batches = list[dict[str, Any]]
 
@@ -38,7 +40,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
     _VALID_ARGS: frozenset[str] = frozenset()
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Leave ``{batches: [{answer | error, connection, seconds}]}`` of nodes in the mailbox; remove their requests."""
+        """Leave nodes' ``{batches: [{answer | error, connection, seconds}]}`` in the mailbox; drop their requests."""
         super().run(tmp, task_vars)
         known = task_vars or {}
         requests = Path(known["reconciler_requests"])
@@ -55,20 +57,41 @@ class ActionModule(ActionBase):  # type: ignore[misc]
 
     def _connected(self, variables: Mapping[str, Any], batches: Batches) -> Any:
         """The node's connection as Ansible sets it up; None where ssh has more to do than to pass on streams."""
-        if any(batch["become"] or batch["fresh"] for batch in batches):
+        if any(batch["fresh"] for batch in batches):
             return None
+        plugins = self._shared_loader_obj
         try:
             if variables.get("ansible_connection", self._task.connection) not in SSH:
                 return None
             # Not this task's context, which knows the first node's user and password.
-            connection = self._shared_loader_obj.connection_loader.get("ansible.builtin.ssh", PlayContext())
-            names = constants.config.get_plugin_vars("connection", connection._load_name)  # noqa: SLF001 - no public one
-            connection.set_options(var_options={name: variables[name] for name in names if name in variables})
+            connection = plugins.connection_loader.get("ansible.builtin.ssh", PlayContext())
+            connection.set_options(var_options=_options("connection", connection, variables))
+            if any(batch["become"] for batch in batches):
+                if (variables.get("ansible_become_method") or self._task.become_method) not in SUDO:
+                    return None
+                sudo = plugins.become_loader.get("ansible.builtin.sudo")
+                sudo.set_options(var_options=_options("become", sudo, variables))
+                connection.set_become_plugin(sudo)
         except AnsibleError:  # the node's own worker says what is wrong with its variables
             return None
-        ssh = os.path.basename(connection.get_option("ssh_executable"))  # noqa: PTH119 - a name, not a place
-        shares = connection.is_pipelining_enabled() and not connection.get_option("password")
-        return connection if ssh == "ssh" and shares else None
+        return connection if _only_passes_on(connection, variables) else None
+
+
+def _options(kind: str, plugin: Any, variables: Mapping[str, Any]) -> dict[str, Any]:
+    """The node's variables that are options of this plugin. Raises AnsibleError where one cannot be templated."""
+    names = constants.config.get_plugin_vars(kind, plugin._load_name)  # noqa: SLF001 - Ansible's own way to ask
+    return {name: variables[name] for name in names if name in variables}
+
+
+def _only_passes_on(connection: Any, variables: Mapping[str, Any]) -> bool:
+    """Whether there is nothing to be typed or copied, and neither ssh nor the shell is one that we do not know."""
+    ssh = os.path.basename(connection.get_option("ssh_executable"))  # noqa: PTH119 - a name, not a place
+    passwords = [connection.get_option("password")]
+    if connection.become:
+        passwords.append(connection.become.get_option("become_pass"))
+        if WRAPS_OTHERWISE & set(variables):
+            return False
+    return ssh == "ssh" and bool(connection.is_pipelining_enabled()) and not any(passwords)
 
 
 @dataclass
@@ -130,10 +153,21 @@ def _converse(connection: Any, batch: dict[str, Any]) -> tuple[dict[str, Any], d
         raise mux.UnavailableError("no open master")
     facts["transport"] = "pipelined"
     command = f"{batch['interpreter']} {node.INTERPRETER_FLAGS}"
+    sudo = connection.become if batch["become"] and _is_somebody_else(connection) else None
+    if sudo:
+        command = sudo.build_become_command(command, connection._shell)  # noqa: SLF001 - it has no other name
     try:
         status, out, err = mux.run(path, command, node.call(batch["script"], facts), batch["seconds"])
     except TimeoutError:
         raise transport.SilentError(batch["seconds"]) from None
+    if sudo and not sudo.check_success(out):
+        raise mux.UnavailableError("no privilege")  # Ansible says it better
     return node.parse(
         batch["nonce"], status, out.decode(errors="replace"), err.decode(errors="replace")
     ), facts
+
+
+def _is_somebody_else(connection: Any) -> bool:
+    """Whether privilege makes a difference: Ansible does not ask for what the account is already."""
+    becomes, is_now = connection.become.get_option("become_user"), connection.get_option("remote_user")
+    return bool(constants.BECOME_ALLOW_SAME_USER or becomes != is_now)
