@@ -1,6 +1,6 @@
 """Ask, in one process, every node to which a connection is open that can be shared (OpenSSH's ControlMaster).
 
-Ansible starts a worker per node and task, which costs the controller several times what the answer costs the node.
+Ansible starts a worker per node and task, which costs the controller half of what the answer costs the node.
 A node that cannot be asked here, or does not answer here, keeps its request: ``reconciler_observe`` looks at it then.
 """
 
@@ -23,7 +23,7 @@ from ansible.plugins.action import ActionBase
 from reconciler import mailbox, node
 from reconciler.plugins import mux, transport
 
-PATIENCE_SECONDS = 3.0
+PATIENCE_SECONDS = 3.0  # nobody answers: how long those wait who are asked afterwards
 SSH = ("ssh", "ansible.builtin.ssh", "smart")
 SUDO = ("sudo", "ansible.builtin.sudo")
 WRAPS_OTHERWISE = {"ansible_become", "ansible_shell_type", "ansible_shell_executable"}
