@@ -75,6 +75,49 @@ def test_cron_starts_the_beats_and_lines_of_others_stay_as_they_are(nodes: Pool,
     assert fleet.once().report["drifts"] == []
 
 
+def test_another_timer_takes_the_place_of_the_former(nodes: Pool, fleet: Fleet) -> None:
+    """From cron to systemd and back; while the new one cannot be started, the former one goes on."""
+    (node,) = nodes(1)
+    h.prepare([node])
+    agent = h.agents([node], every="1m", late_after="3m", service=None)[0]
+    name = agent["agent"]
+    node.run("systemctl unmask cron && systemctl start cron")
+    node.run("printf %s '" + FOREIGN + "' | crontab -", user="agent")
+
+    def declare(timer: str) -> None:
+        fleet.declare({"defaults": DEFAULTS, "heartbeats": [{**agent, "timer": timer}]})
+
+    def runs() -> str:
+        return node.run(
+            f"systemctl --user is-active heartbeat-{name}.timer", user="agent", check=False
+        ).stdout.strip()
+
+    declare("cron")
+    assert fleet.once().code == 0
+    assert crontab(node) != FOREIGN
+    declare("systemd")
+    (drift,) = fleet.check().report["drifts"]
+    assert {"timer", "schedule", "former"} <= {change["field"] for change in drift["changes"]}
+    before = time.time()
+    assert fleet.once().code == 0
+    assert (crontab(node), runs()) == (FOREIGN, "active")
+    wait_for(lambda: scheduled(node, name, before), "systemd makes it beat", 150)
+    assert fleet.once().report["drifts"] == []
+
+    declare("cron")
+    refusing = '#!/bin/sh\\ncase "$1" in -l) exec /usr/bin/crontab -l ;; *) echo "quota exceeded" >&2; exit 1 ;; esac\\n'
+    node.run(f"printf '{refusing}' > /usr/local/bin/crontab; chmod 755 /usr/local/bin/crontab")
+    assert fleet.once().code == 3
+    assert (crontab(node), runs()) == (FOREIGN, "active")
+    node.run("rm /usr/local/bin/crontab")
+    assert fleet.once("--retry").code == 0
+    assert crontab(node).startswith(FOREIGN)
+    assert runs() == "inactive"
+    left = node.run("find ~/.config/systemd -name 'heartbeat-*' ! -name '*.bak'", user="agent").stdout
+    assert left == ""
+    assert fleet.once().report["drifts"] == []
+
+
 def test_cron_that_does_not_run_is_said_and_is_not_ours_to_start(nodes: Pool, fleet: Fleet) -> None:
     """Its lines are in place, and the pass says why nothing beats."""
     (node,) = nodes(1)

@@ -6,6 +6,7 @@ import json
 import plistlib
 import subprocess
 import time
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +24,16 @@ case $1 in
     for word; do
       case $word in --*) continue;; esac
       [ -f "$STATE/active-$word" ] && active=active || active=inactive
-      [ -f "$STATE/enabled-$word" ] && enabled=enabled || enabled=disabled
+      [ -L "$HOME/.config/systemd/user/timers.target.wants/$word" ] && enabled=enabled || enabled=disabled
       [ -f "$HOME/.config/systemd/user/$word" ] && loaded=loaded || loaded=not-found
       printf '%sId=%s\\nLoadState=%s\\nActiveState=%s\\nUnitFileState=%s\\n' "$separator" "$word" $loaded $active $enabled
       separator="
 "
     done;;
-  enable) touch "$STATE/enabled-$2";;
+  enable) wants="$HOME/.config/systemd/user/timers.target.wants"; mkdir -p "$wants"; ln -sf "../$2" "$wants/$2";;
   start|restart) [ "$2" = broken.service ] && { echo "it does not start" >&2; exit 1; }; touch "$STATE/active-$2";;
   stop) rm -f "$STATE/active-$2";;
-  disable) rm -f "$STATE/enabled-$3" "$STATE/active-$3";;
+  disable) rm -f "$HOME/.config/systemd/user/timers.target.wants/$3" "$STATE/active-$3";;
 esac
 """
 CRONTAB = """#!/bin/sh
@@ -106,6 +107,33 @@ def test_from_nothing_to_a_beat_and_back(fleet: Fleet, state: Path, account: Pat
     assert (state / "crontab").read_text() == "MAILTO=me\n0 1 * * * /bin/true\n"
     assert not (state / "loaded").exists()
     assert not list(state.glob("active-*"))
+
+
+@pytest.mark.parametrize(("first", "second"), list(permutations(["systemd", "cron", "launchd"], 2)))
+def test_another_timer_takes_the_place_of_the_former(
+    fleet: Fleet, state: Path, account: Path, first: str, second: str
+) -> None:
+    """Lines of others stay; an undo brings the former one back, running as it did."""
+    (state / "crontab").write_text("MAILTO=me\n")
+    before = agent(fleet, timer=first)
+    converge("heartbeat", before, attempt="one")
+    was = changed(before)
+    after = agent(fleet, timer=second)
+    assert changed(after)["former"] == first
+    done = converge("heartbeat", after, attempt="two")
+    assert ("failed" in done) == (second == "cron")  # none runs here, which is not for a role to change
+    assert set(changed(after)) <= {"schedule"}
+    assert (second == "cron") == ("architect" in (state / "crontab").read_text())
+    links = account / ".config/systemd/user/timers.target.wants"
+    assert (second == "systemd") == (account / ".config/systemd/user/heartbeat-architect.timer").exists()
+    assert not list(links.glob("*")) or second == "systemd"
+    assert (second == "systemd") == bool(list(state.glob("active-heartbeat-*")))
+    assert (second == "launchd") == (state / "loaded").exists()
+    assert "failed" not in step("rollback", "heartbeat", after, attempt="two")
+    assert changed(before) == was
+    assert (first == "systemd") == (links / "heartbeat-architect.timer").is_symlink()
+    assert (state / "crontab").read_text().startswith("MAILTO=me\n")
+    assert (first == "cron") == ("architect" in (state / "crontab").read_text())
 
 
 def test_lines_of_others_in_a_crontab_are_never_touched(fleet: Fleet, state: Path) -> None:

@@ -58,7 +58,7 @@ DECLARED: dict[str, list[dict[str, Any]]] = {
             "class": "business",
             "workspace": "/w",
             "timer": "cron",
-            "ignore": ["file", "program", "config", "timer", "schedule", "beat", "tasks"],
+            "ignore": ["file", "program", "config", "timer", "schedule", "former", "beat", "tasks"],
         },
         {"agent": "mac", "nodes": "all", "class": "business", "workspace": "/w2", "timer": "launchd"},
     ],

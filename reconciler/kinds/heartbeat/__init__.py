@@ -170,13 +170,23 @@ class Heartbeat(Declaration, AgentClass):
             "launcher": {**_file(LAUNCHER, _shipped("heartbeat")), "mode": "0755", "link": LINK},
             "config": _file(f"~/.config/heartbeat/{self.agent}.json", _json(config)),
         }
-        timer = self._timer(context, config)
+        plan = timers.Timer(
+            self.agent, config["label"], config["interval"], self.timezone, LAUNCHER, context.node
+        )
+        timer = self._timer(plan)
         fields = {name: files[name]["sha256"] for name in ("file", "program", "config")}
-        fields |= {"timer": timer["sha256"], "schedule": "active", "beat": "fresh", "tasks": "moving"}
+        fields |= {
+            "timer": timer["sha256"],
+            "schedule": "active",
+            "former": "none",
+            "beat": "fresh",
+            "tasks": "moving",
+        }
         args = {
             "agent": self.agent, "settings": config, "files": files, "timer_files": timer, "manager": self.timer,
             "scope": self.scope, "state": f"{STATE}/{self.agent}.json",
             "ledger": f"{STATE}/{self.agent}.ledger.json", "provider": None,
+            "other_timers": timers.others(plan, self.timer, self.scope),
         }  # fmt: skip
         written = {files["file"]["path"], files["config"]["path"]}
         return Resolved(fields, args, frozenset(written | set(timer["paths"])))
@@ -269,10 +279,7 @@ class Heartbeat(Declaration, AgentClass):
         except ValueError as error:
             raise FieldError("template", f"{self.template}: {error}") from None
 
-    def _timer(self, context: Context, config: Mapping[str, Any]) -> dict[str, Any]:
-        plan = timers.Timer(
-            self.agent, config["label"], config["interval"], self.timezone, LAUNCHER, context.node
-        )
+    def _timer(self, plan: timers.Timer) -> dict[str, Any]:
         try:
             files = timers.files(plan, self.timer, self.scope)
         except ValueError as error:

@@ -7,7 +7,7 @@ lib = None  # set by the driver
 # What prepare() was told, for the one request that this process answers.
 _ANSWERS = {}  # type: dict[object, object]
 
-COMPARED = ("file", "program", "config", "timer", "schedule", "beat", "tasks")
+COMPARED = ("file", "program", "config", "timer", "schedule", "former", "beat", "tasks")
 PROPERTIES = ("Id", "LoadState", "ActiveState", "UnitFileState", "NeedDaemonReload")
 UNHEALTHY = {
     "degraded": "none of its task sources answers",
@@ -32,6 +32,7 @@ def observe(args, _connection):
         "provider": args.get("provider"),
     }  # fmt: skip
     facts.update(_timer(args))
+    facts["former"] = ", ".join(map(title, former(args))) or "none"
     facts.update(beat(args, read_json(args["state"]), read_json(args["ledger"]), time.time()))
     return facts
 
@@ -151,7 +152,7 @@ def _cron(args):
         return {"timer": "absent", "schedule": "missing"}
     digest = lib._new_sha256(0)
     digest.update("".join(lines[first:end]).encode("utf-8"))
-    alike = digest.hexdigest() == args["timer_files"]["files"][0]["sha256"]
+    alike = [file for file in args["timer_files"]["files"] if file["sha256"] == digest.hexdigest()]
     content = args["timer_files"]["sha256"] if alike else "crontab is other"
     return {"timer": content, "schedule": "active" if _cron_runs() else "cron is not running"}
 
@@ -180,6 +181,27 @@ def _launchd(args):
         _ANSWERS["launchd"] = {line.split("\t")[-1].strip() for line in result.out.splitlines()[1:]}
     loaded = args["timer_files"]["unit"] in _ANSWERS["launchd"]
     return {"timer": _timer_files(args), "schedule": "active" if loaded else "not loaded"}
+
+
+def former(args):
+    """Other timers that still start this agent: what was declared before."""
+    return [way for way in args["other_timers"] if _is_there(args, way)]
+
+
+def title(way):
+    """A timer's manager, for people."""
+    return way["manager"] + (" of the machine" if way["scope"] == "system" else "")
+
+
+def _is_there(args, way):
+    if way["manager"] == "cron":
+        try:
+            return block(crontab(), args["agent"])[0] is not None
+        except (OSError, RuntimeError, lib.TimedOut):  # there is none, or none for us
+            return False
+    if way["scope"] == "system" and os.geteuid() != 0:
+        return False  # of root's own agent, which may have the same name
+    return any(os.path.lexists(lib.expand(file["path"])) for file in way["timer_files"]["files"])
 
 
 # --- the beat ---
@@ -344,6 +366,8 @@ def changes(declared, facts):
     if "schedule" in declared and facts["schedule"] != declared["schedule"]:
         note = "cron is not ours to start" if "cron" in facts["schedule"] else ""
         found.append(_change("schedule", declared["schedule"], facts["schedule"], not note, note))
+    if "former" in declared and facts["former"] != declared["former"]:
+        found.append(_change("former", declared["former"], facts["former"]))
     if facts["outage"]:
         return found
     if "beat" in declared and not facts["healthy"]:

@@ -40,19 +40,48 @@ class Timer:
         return f"reconciler.heartbeat.{self.agent}" if manager == "launchd" else f"heartbeat-{self.agent}"
 
 
+WAYS = (("systemd", "user"), ("systemd", "system"), ("cron", "user"), ("launchd", "user"))
+"""Managers with their scopes; only systemd has two."""
+
+
 def files(timer: Timer, manager: str, scope: str) -> list[dict[str, Any]]:
     """Files to install: name, path (empty for a part of the crontab), digest and body. Raises ValueError."""
     if manager == "cron":
         return [_file("crontab", "", cron(timer).encode())]
+    base, unit = _base(manager, scope), timer.unit(manager)
     if manager == "launchd":
-        path = f"~/Library/LaunchAgents/{timer.unit(manager)}.plist"
-        return [_file(f"{timer.unit(manager)}.plist", path, launchd(timer))]
-    base = "/etc/systemd/system" if scope == "system" else "~/.config/systemd/user"
-    texts = {
-        f"{timer.unit(manager)}.service": systemd_service(timer),
-        f"{timer.unit(manager)}.timer": systemd_timer(timer),
-    }
+        return [_file(f"{unit}.plist", f"{base}/{unit}.plist", launchd(timer))]
+    texts = {f"{unit}.service": systemd_service(timer), f"{unit}.timer": systemd_timer(timer)}
     return [_file(name, f"{base}/{name}", text.encode()) for name, text in texts.items()]
+
+
+def others(timer: Timer, manager: str, scope: str) -> list[dict[str, Any]]:
+    """Every other way in which this agent may have been started before, with the files that are there then."""
+    own = (manager, scope if manager == "systemd" else "user")
+    names = {"systemd": (".service", ".timer"), "cron": (), "launchd": (".plist",)}
+    found = []
+    for other, where in WAYS:
+        base, unit = _base(other, where), timer.unit(other)
+        paths = [f"{base}/{unit}{ending}" for ending in names[other]]
+        # Enabling it made this link, which is saved and put back like any file.
+        paths += [f"{base}/timers.target.wants/{unit}.timer"] if other == "systemd" else []
+        files = [{"name": path.rpartition("/")[2], "path": path, "sha256": ""} for path in paths]
+        if (other, where) != own:
+            found.append(
+                {
+                    "manager": other,
+                    "scope": where,
+                    "timer_files": {"sha256": "", "unit": unit, "files": files},
+                }
+            )
+    return found
+
+
+def _base(manager: str, scope: str) -> str:
+    """Where its files are."""
+    if manager == "launchd":
+        return "~/Library/LaunchAgents"
+    return "/etc/systemd/system" if scope == "system" else "~/.config/systemd/user"
 
 
 def systemd_service(timer: Timer) -> str:

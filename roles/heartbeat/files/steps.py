@@ -25,7 +25,8 @@ THIRD = 2  # timeouts before this one
 def paths(resource):
     """What a step may write."""
     files = [file["path"] for file in resource["files"].values()]
-    files += [file["path"] for file in resource["timer_files"]["files"] if file["path"]]
+    for timer in [resource] + resource["other_timers"]:
+        files += [file["path"] for file in timer["timer_files"]["files"] if file["path"]]
     return [lib.expand(path) for path in files + [resource["files"]["launcher"]["link"]]]
 
 
@@ -36,7 +37,7 @@ def difference(resource):
 
 
 def backup(resource, attempt):
-    """Save every file that is going to be replaced, and what the timer does."""
+    """Save every file that is going to be replaced or removed, and what the timers do."""
     due = {change["field"] for change in lib.pending(probe, resource)}
     saved = {"schedule": probe._timer(resource)["schedule"], "files": [], "created": []}
     saved["timer"] = bool(due & {"timer", "schedule"})
@@ -47,6 +48,13 @@ def backup(resource, attempt):
         saved["crontab"] = _own_lines(resource)
     elif "timer" in due:
         wanted += [lib.expand(file["path"]) for file in resource["timer_files"]["files"]]
+    saved["former"] = []
+    for way in probe.former(resource) if "former" in due else ():
+        before = {"way": way, "schedule": probe._timer(dict(resource, **way))["schedule"]}
+        if way["manager"] == "cron":
+            before["crontab"] = _own_lines(resource)
+        saved["former"].append(before)
+        wanted += [lib.expand(file["path"]) for file in way["timer_files"]["files"]]
     for path in wanted:
         saved["files"].append(writing.save(path, attempt))
         saved["created"] += writing.missing_parents(path)
@@ -66,6 +74,9 @@ def apply(resource, _saved):
     if due & {"timer", "schedule"}:
         manager(resource).start("timer" in due)
         done.append("started its timer")
+    for way in probe.former(resource) if "former" in due else ():
+        manager(dict(resource, **way)).remove()
+        done.append("removed its former timer (%s)" % probe.title(way))
     # Asked again: what was wrong with the beat may have been the program.
     due = {change["field"] for change in lib.pending(probe, resource)}
     if "beat" in due:
@@ -89,6 +100,8 @@ def rollback(resource, saved):
             os.rmdir(directory)
     if saved["timer"]:
         manager_.restore(saved)
+    for before in saved.get("former", []):
+        manager(dict(resource, **before["way"])).restore(before)
     return "restored the heartbeat's files and timer"
 
 
@@ -102,6 +115,13 @@ def install(file):
         if os.path.realpath(link) != os.path.realpath(path):
             writing.make_parents(link)
             writing.link_atomically(path, link)
+
+
+def remove(timer):
+    """The files of a timer, where they are."""
+    for file in timer["timer_files"]["files"]:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(lib.expand(file["path"]))
 
 
 def _others(resource):
@@ -351,6 +371,12 @@ class Systemd:
         self.call("enable", self.unit)
         self.call("restart" if changed else "start", self.unit)
 
+    def remove(self):
+        """Stop it, and take its files away."""
+        lib.run(self.argv + ["stop", self.unit], timeout=MANAGER_SECONDS, env=self.env)
+        remove(self.resource)
+        self.call("daemon-reload")
+
     def restore(self, saved):
         """As before: running, stopped, or not there."""
         before = saved["schedule"]
@@ -374,6 +400,10 @@ class Cron:
         """Put the lines in place of those that are there, or after all others."""
         body = base64.b64decode(self.resource["timer_files"]["files"][0]["body"]).decode()
         self.replace(body.splitlines(True))
+
+    def remove(self):
+        """Take the lines away."""
+        self.replace([])
 
     def restore(self, saved):
         """The lines that were there before."""
@@ -422,6 +452,12 @@ class Launchd:
             self.unload()
         lib.must(["launchctl", "enable", "%s/%s" % (self.domain, self.name)], MANAGER_SECONDS)
         lib.must(["launchctl", "bootstrap", self.domain, lib.expand(file["path"])], MANAGER_SECONDS)
+        probe._ANSWERS.clear()
+
+    def remove(self):
+        """Unload it, and take its file away."""
+        self.unload()
+        remove(self.resource)
         probe._ANSWERS.clear()
 
     def unload(self):
