@@ -58,18 +58,25 @@ def run(path: Path, command: str, payload: bytes, seconds: float) -> tuple[int, 
     until = time.monotonic() + seconds
     with ExitStack() as stack:
         master = stack.enter_context(socket.socket(socket.AF_UNIX))
-        pipes = [os.pipe() for _ in range(3)]
+        pipes = [_pipe(stack) for _ in range(3)]
         theirs = [pipes[0][0], pipes[1][1], pipes[2][1]]
-        to_node = stack.enter_context(os.fdopen(pipes[0][1], "wb", 0))
-        from_node = [stack.enter_context(os.fdopen(pipe[0], "rb", 0)) for pipe in pipes[1:]]
+        to_node, *from_node = [pipes[0][1], pipes[1][0], pipes[2][0]]
         try:
-            _open_session(master, path, command, theirs, until)
+            _open_session(master, path, command, [stream.fileno() for stream in theirs], until)
+        except TimeoutError:
+            raise  # the node may be gone, of which its master knows nothing yet
         except (OSError, EOFError) as error:
             raise UnavailableError(str(error)) from error
         finally:
-            for handle in theirs:
-                os.close(handle)
+            for stream in theirs:
+                stream.close()
         return _converse(master, to_node, from_node, payload, until)
+
+
+def _pipe(stack: ExitStack) -> tuple[FileIO, FileIO]:
+    """Both ends, closed with ``stack`` at the latest."""
+    reads, writes = os.pipe()
+    return stack.enter_context(FileIO(reads, "r")), stack.enter_context(FileIO(writes, "w"))
 
 
 def _open_session(master: socket.socket, path: Path, command: str, streams: list[int], until: float) -> None:
@@ -114,7 +121,7 @@ def _converse(
                         selector.unregister(to_node)
                         to_node.close()
                     continue
-                part = os.read(key.fd, LONGEST)
+                part = _read(key.fd)
                 if not part:
                     selector.unregister(key.fileobj)
                 if key.fileobj is not master:
@@ -126,6 +133,14 @@ def _converse(
                     raise LostError("the control master ended before the command did")
     out, err = said.values()
     return status, bytes(out), bytes(err)
+
+
+def _read(handle: int) -> bytes:
+    """What is there; nothing at the end, however it came."""
+    try:
+        return os.read(handle, LONGEST)
+    except ConnectionResetError:
+        return b""
 
 
 def _written(stream: FileIO, left: memoryview) -> memoryview:

@@ -223,10 +223,8 @@ def _ask_by_ssh(command: list[str]) -> str:
 
 def _fresh_login(command: list[str], path: Path, every: float) -> str:
     """Log in beside the open master, when none did for ``every`` seconds: an old session outlives a dead sshd."""
-    stamp = _stamp(path)
-    with contextlib.suppress(OSError):
-        if 0 <= time.time() - stamp.stat().st_mtime < every:
-            return "recent"
+    if not login_is_due(path, every):
+        return "recent"
     argv = [command[0], "-o", "ControlMaster=no", "-o", "ControlPath=none", *command[1:], "true"]
     try:
         login = subprocess.run(
@@ -241,8 +239,16 @@ def _fresh_login(command: list[str], path: Path, every: float) -> str:
         return f"failed: no answer within {FRESH_LOGIN_SECONDS:g} s"
     if login.returncode == 255:  # noqa: PLR2004 - ssh's own failure, not the command's
         return f"failed: {' | '.join(login.stderr.strip().splitlines()[-2:])[-300:]}"
-    stamp.touch()
+    _stamp(path).touch()
     return "fresh"
+
+
+def login_is_due(path: Path, every: float) -> bool:
+    """Whether no login beside this socket worked for so many seconds."""
+    try:
+        return not 0 <= time.time() - _stamp(path).stat().st_mtime < every
+    except OSError:
+        return True
 
 
 def _stamp(path: Path) -> Path:

@@ -19,7 +19,8 @@ ALIVE = struct.pack(">4I", 12, mux.ALIVE, 0, 4711)
 class Master:
     """Serves whoever connects until its socket is closed.
 
-    ``refuses`` opens no session; ``dies`` never tells how a command ended; ``hangs`` keeps streams open for so many seconds.
+    ``refuses`` opens no session; ``mute`` lets wait for one, as where the network is gone; ``dies`` never tells how a
+    command ended; ``hangs`` begins it after so many seconds.
     """
 
     def __init__(self, listening: socket.socket, **given: Any) -> None:
@@ -56,6 +57,8 @@ class Master:
             streams = [socket.recv_fds(conversation, 1, 1)[1][0] for _ in range(3)]
             if self.given.get("refuses"):
                 conversation.sendall(struct.pack(">4I", 12, 0x80000003, 0, 0))
+            elif self.given.get("mute"):
+                conversation.recv(1)
             else:
                 conversation.sendall(struct.pack(">4I", 12, mux.OPENED, 0, 7))
                 # Number, a reserved text, four flags, the escape character, the terminal, then the command.

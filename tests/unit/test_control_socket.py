@@ -151,9 +151,11 @@ def test_command_that_takes_too_long_is_given_up(path: Path, master: socket.sock
         mux.run(path, "exec yes", b"", 0.5)
 
 
-def test_master_that_hangs_before_it_begins_leaves_it_to_ssh(path: Path, master: socket.socket) -> None:
-    assert master
-    with pytest.raises(mux.UnavailableError):
+def test_master_whose_network_is_gone_is_given_up_in_time(path: Path, master: socket.socket) -> None:
+    """It answers for itself, but opens no session: that is the node's silence."""
+    Master(master, mute=True)
+    assert transport.socket_state(["ssh", "node"], path) == "alive"
+    with pytest.raises(TimeoutError):
         mux.run(path, "true", b"", 0.3)
 
 

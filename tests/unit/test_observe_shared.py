@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible.plugins.connection import ssh
 
 from reconciler import node, runner
 from reconciler.runner import Result, Settings, Workspace
@@ -179,18 +180,82 @@ def test_first_node_that_is_broken_costs_nobody_an_answer(site: Site) -> None:
 
 
 def test_new_logins_are_left_to_ssh(site: Site) -> None:
-    """A control master that is open proves no login."""
+    """A control master that is open proves no login; one that worked lately need not be proved."""
+    for name in ("fresh", "due", "recent", "open"):
+        site.node(name)
+    (site.home / "recent.sock.fresh").touch()
+    site.requests["fresh"][0]["fresh"] = True
+    site.requests["due"][0]["fresh_every"] = site.requests["recent"][0]["fresh_every"] = 60.0
+    found = site.look()
+    assert {name: answer["connection"].get("login") for name, answer in found.items()} == {
+        "fresh": "fresh", "due": "fresh", "recent": "recent", "open": None,
+    }  # fmt: skip
+    assert site.by_ssh == {"fresh", "due"}
+
+
+@pytest.mark.parametrize("strategy", ["ansible.builtin.free", "ansible.builtin.linear"])
+def test_strategy_of_the_users_own_does_not_matter(
+    site: Site, monkeypatch: pytest.MonkeyPatch, strategy: str
+) -> None:
+    """Some refuse tasks that run once for all nodes."""
+    monkeypatch.setenv("ANSIBLE_STRATEGY", strategy)
     for name in ("a", "b"):
         site.node(name)
-    site.requests["a"][0]["fresh"] = True
     assert all("answer" in answer for answer in site.look().values())
-    assert site.by_ssh == {"a"}
+    assert site.by_ssh == set()
+
+
+def test_variables_mean_what_they_mean_to_the_nodes_own_worker(site: Site) -> None:
+    """Also those that tolerate what is missing: another meaning would lead to another machine."""
+    site.node("gateway", variables=f"sockets={site.home}")
+    site.node("wrong")
+    site.node("vars")
+    site.node("others")
+    site.lines["vars"] = (
+        f"vars ansible_host=x own={site.home}/vars.sock"
+        f" ansible_control_path=\"{{{{ vars['own'] | default('{site.home}/wrong.sock') }}}}\""
+    )
+    site.lines["others"] = (
+        "others ansible_host=x ansible_control_path="
+        f"\"{{{{ (hostvars['gateway'] | default({{}})).sockets | default('{site.home}/wrong.sock/..') }}}}/others.sock\""
+    )
+    assert all("answer" in answer for answer in site.look().values())
+    assert {name: len(master.commands) for name, master in site.masters.items()} == dict.fromkeys(
+        site.lines, 1
+    )
+
+
+NOTING = """
+_theirs = Connection.exec_command
+def _noting(self, *given, **more):
+    with open("%s", "a") as log:
+        log.write(self.get_option("host") + "\\n")
+    return _theirs(self, *given, **more)
+Connection.exec_command = _noting
+"""
+
+
+def test_plugin_of_the_users_own_is_not_stepped_around(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may lead into a container, say."""
+    directory = site.home / "connection"
+    directory.mkdir()
+    theirs = Path(ssh.__file__).read_text()
+    (directory / "ssh.py").write_text(theirs + NOTING % (site.home / "own.log"))
+    monkeypatch.setenv("ANSIBLE_CONNECTION_PLUGINS", str(directory))
+    site.node("own")
+    found = site.look()
+    assert all("answer" in answer for answer in found.values()), found
+    assert (site.home / "own.log").read_text() == "own.test\n"
+    assert site.by_ssh == {"own"}
 
 
 SUDO = """#!/bin/sh
 echo "$@" >> %s/sudo.log
-[ "$1 $2 $3" = "-H -S -n" ] || exit 1
-shift 5
+while [ "${1#-}" != "$1" ]; do
+  case $1 in -u) shift;; -n) never=yes;; esac
+  shift
+done
+[ "$never" ] || { cat >> %s/typed; exit 1; }
 exec "$@"
 """
 
@@ -198,14 +263,17 @@ exec "$@"
 def test_privilege_without_a_password_needs_no_ssh(site: Site) -> None:
     """Whatever else sudo wants is left to Ansible, which also says best what it lacks."""
     sudo = site.home / "bin" / "sudo"
-    sudo.write_text(SUDO % site.home)
+    sudo.write_text(SUDO % (site.home, site.home))
     sudo.chmod(0o755)
     how = f"ansible_become_exe={sudo}"
     site.node("plain", variables=how)
     site.node("sudo", variables=how)
     site.node("root", variables=f"{how} ansible_user=root")
     site.node("other", variables=f"{how} ansible_become_user=somebody")
-    site.node("refused", variables=f"{how} ansible_become_flags=-no")
+    (site.home / "bin" / "refuses").write_text("#!/bin/sh\nexit 1\n")
+    (site.home / "bin" / "refuses").chmod(0o755)
+    site.node("refused", variables=f"ansible_become_exe={site.home}/bin/refuses")
+    site.node("asks", variables=f"{how} ansible_become_flags='-H -S'")
     site.node("password", variables=f"{how} ansible_become_password=secret")
     site.node("su", variables=f"{how} ansible_become_method=su ansible_become_flags=")
     site.node("never", variables=f"{how} ansible_become=false")
@@ -214,25 +282,29 @@ def test_privilege_without_a_password_needs_no_ssh(site: Site) -> None:
         site.requests[name][0]["become"] = True
     found = site.look(become=True)
     failed = {name for name, answer in found.items() if "answer" not in answer}
-    assert failed == {"refused", "password", "su"}
-    assert site.by_ssh == {"refused", "password", "su", "never", "shell"}
+    assert failed == {"refused", "asks", "password", "su"}
+    assert site.by_ssh == {"refused", "asks", "password", "su", "never", "shell"}
+    typed = site.home / "typed"
+    assert not typed.exists() or "import" not in typed.read_text(), "the script was taken for a password"
     asked = [line.split()[:5] for line in (site.home / "sudo.log").read_text().splitlines()]
     assert asked.count(["-H", "-S", "-n", "-u", "root"]) == 2  # sudo and shell
     assert asked.count(["-H", "-S", "-n", "-u", "somebody"]) == 1
 
 
-def test_silent_node_is_told_of_where_nobody_else_waits(site: Site) -> None:
-    """Its own deadline holds."""
-    site.node("silent", hangs=20, seconds=5)
+@pytest.mark.parametrize("how", [{"hangs": 20}, {"mute": True}], ids=["node", "network"])
+def test_silent_node_is_told_of_where_nobody_else_waits(site: Site, how: dict[str, Any]) -> None:
+    """Its own deadline holds, once. Who is not reached by ssh at all can wait."""
+    site.node("silent", seconds=5, **how)
     site.node("open")
+    site.node("local", variables="ansible_connection=local")
     found = site.look()
     assert found["silent"] == {
         "error": "no answer within 5 s",
         "reached": False,
         "seconds": found["silent"]["seconds"],
     }
-    assert found["silent"]["seconds"] >= 5
-    assert "answer" in found["open"]
+    assert 5 <= found["silent"]["seconds"] < 8
+    assert {"answer"} <= set(found["open"]) & set(found["local"])
     assert site.by_ssh == set()
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import os
 import queue
+import resource
+import shlex
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,13 +21,16 @@ from ansible import constants
 from ansible.errors import AnsibleError
 from ansible.playbook.play_context import PlayContext
 from ansible.plugins.action import ActionBase
+from ansible.vars.hostvars import HostVarsVars
 
 from reconciler import mailbox, node
 from reconciler.plugins import mux, transport
 
 PATIENCE_SECONDS = 3.0  # nobody answers: how long those wait who are asked afterwards
-SSH = ("ssh", "ansible.builtin.ssh", "smart")
-SUDO = ("sudo", "ansible.builtin.sudo")
+HANDLES = 8  # that a conversation opens
+KEPT_HANDLES = 64
+MOST = 1000
+SSH, SUDO = "ansible.builtin.ssh", "ansible.builtin.sudo"
 WRAPS_OTHERWISE = {"ansible_become", "ansible_shell_type", "ansible_shell_executable"}
 
 Batches = list[dict[str, Any]]
@@ -45,53 +50,74 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         known = task_vars or {}
         requests = Path(known["reconciler_requests"])
         if (requests.parent / mailbox.NAME).exists():
-            talks = Talks(known["ansible_forks"])
+            talks = Talks(min(known["ansible_forks"], _most_at_once()))
             for path in sorted(requests.glob("*.json")):
                 batches = json.loads(path.read_text(encoding="utf-8"))["batches"]
-                connection = self._connected(known["hostvars"][path.stem], batches)
+                try:
+                    variables = self._variables(path.stem, known)
+                    name = str(variables.get("ansible_connection", self._task.connection))
+                    if name not in ("ssh", SSH, "smart"):
+                        continue
+                    connection = self._connected(name, variables, batches)
+                except AnsibleError:  # the node's own worker says what is wrong with its variables
+                    continue
                 if not talks.begin(path, connection, batches):
                     break
             talks.end()
         # Which of them the result is about, Ansible alone decides: none is answered by it.
         return {"changed": False, "delivered": True}
 
-    def _connected(self, variables: Mapping[str, Any], batches: Batches) -> Any:
+    def _variables(self, name: str, known: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What the node's own worker would see, to be templated as it is read: ``hostvars`` of others knows less."""
+        play, hostvars = self._task.get_play(), known["hostvars"]
+        found = play.get_variable_manager().get_vars(
+            play=play,
+            host=hostvars._inventory.get_host(name),  # noqa: SLF001 - nobody else hands it to an action
+            _hosts=known["ansible_play_batch"],
+            _hosts_all=known["ansible_play_hosts_all"],
+        )
+        seen: Mapping[str, Any] = HostVarsVars(found, loader=self._loader, host=name)
+        return seen
+
+    def _connected(self, name: str, variables: Mapping[str, Any], batches: Batches) -> Any:
         """The node's connection as Ansible sets it up; None where ssh has more to do than to pass on streams."""
         if any(batch["fresh"] for batch in batches):
             return None
-        plugins = self._shared_loader_obj
-        try:
-            if variables.get("ansible_connection", self._task.connection) not in SSH:
-                return None
-            # Not this task's context, which knows the first node's user and password.
-            connection = plugins.connection_loader.get("ansible.builtin.ssh", PlayContext())
-            connection.set_options(var_options=_options("connection", connection, variables))
-            if any(batch["become"] for batch in batches):
-                if (variables.get("ansible_become_method") or self._task.become_method) not in SUDO:
-                    return None
-                sudo = plugins.become_loader.get("ansible.builtin.sudo")
-                sudo.set_options(var_options=_options("become", sudo, variables))
-                connection.set_become_plugin(sudo)
-        except AnsibleError:  # the node's own worker says what is wrong with its variables
+        # Not this task's context, which knows the first node's user and password.
+        connection = self._plugin("connection", name.replace("smart", "ssh"), SSH, variables, PlayContext())
+        if connection is None or connection.get_option("password"):
             return None
-        return connection if _only_passes_on(connection, variables) else None
+        if any(batch["become"] for batch in batches):
+            method = variables.get("ansible_become_method") or self._task.become_method
+            sudo = self._plugin("become", method, SUDO, variables) if method in ("sudo", SUDO) else None
+            if sudo is None or not self._asks_nothing(sudo) or WRAPS_OTHERWISE & set(variables):
+                return None
+            connection.set_become_plugin(sudo)
+        ssh = os.path.basename(connection.get_option("ssh_executable"))  # noqa: PTH119 - a name, not a place
+        return connection if ssh == "ssh" and connection.is_pipelining_enabled() else None
+
+    def _asks_nothing(self, sudo: Any) -> bool:
+        """Whether it refuses rather than waits for a password, for which it would take the script's first lines."""
+        flags = shlex.split(sudo.get_option("become_flags") or "")
+        has_password = sudo.get_option("become_pass") or self._play_context.become_pass
+        return not has_password and bool({"-n", "--non-interactive"} & set(flags))
+
+    def _plugin(self, kind: str, name: str, own: str, variables: Mapping[str, Any], *given: Any) -> Any:
+        """Ansible's own plugin with the node's options; None where the user has another one of that name."""
+        plugin = getattr(self._shared_loader_obj, f"{kind}_loader").get(name, *given)
+        if plugin is None or not plugin.matches_name([own]):
+            return None
+        options = constants.config.get_plugin_vars(kind, plugin._load_name)  # noqa: SLF001 - Ansible's own way to ask
+        plugin.set_options(
+            var_options={option: variables[option] for option in options if option in variables}
+        )
+        return plugin
 
 
-def _options(kind: str, plugin: Any, variables: Mapping[str, Any]) -> dict[str, Any]:
-    """The node's variables that are options of this plugin. Raises AnsibleError where one cannot be templated."""
-    names = constants.config.get_plugin_vars(kind, plugin._load_name)  # noqa: SLF001 - Ansible's own way to ask
-    return {name: variables[name] for name in names if name in variables}
-
-
-def _only_passes_on(connection: Any, variables: Mapping[str, Any]) -> bool:
-    """Whether there is nothing to be typed or copied, and neither ssh nor the shell is one that we do not know."""
-    ssh = os.path.basename(connection.get_option("ssh_executable"))  # noqa: PTH119 - a name, not a place
-    passwords = [connection.get_option("password")]
-    if connection.become:
-        passwords.append(connection.become.get_option("become_pass"))
-        if WRAPS_OTHERWISE & set(variables):
-            return False
-    return ssh == "ssh" and bool(connection.is_pipelining_enabled()) and not any(passwords)
+def _most_at_once() -> int:
+    """Conversations for which there are handles."""
+    allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return MOST if allowed == resource.RLIM_INFINITY else max(1, (allowed - KEPT_HANDLES) // HANDLES)
 
 
 @dataclass
@@ -148,9 +174,13 @@ def _talk(path: Path, connection: Any, batches: Batches, ended: queue.SimpleQueu
 
 def _converse(connection: Any, batch: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """One batch over the open master. Raises what ``transport.converse`` does, and the errors of ``mux``."""
-    facts, path = transport.examine(connection, fresh=False, fresh_every=batch["fresh_every"])
+    facts, path = transport.examine(connection, fresh=False, fresh_every=None)
     if path is None or facts["control_socket"] != "alive":
         raise mux.UnavailableError("no open master")
+    if batch["fresh_every"] is not None:
+        if transport.login_is_due(path, batch["fresh_every"]):
+            raise mux.UnavailableError("ssh has to log in")
+        facts["login"] = "recent"
     facts["transport"] = "pipelined"
     command = f"{batch['interpreter']} {node.INTERPRETER_FLAGS}"
     sudo = connection.become if batch["become"] and _is_somebody_else(connection) else None
