@@ -76,12 +76,11 @@ def test_cron_starts_the_beats_and_lines_of_others_stay_as_they_are(nodes: Pool,
 
 
 def test_another_timer_takes_the_place_of_the_former(nodes: Pool, fleet: Fleet) -> None:
-    """From cron to systemd and back; while the new one cannot be started, the former one goes on."""
+    """Between cron and systemd; while the new one does not run or cannot be started, the former one goes on."""
     (node,) = nodes(1)
     h.prepare([node])
     agent = h.agents([node], every="1m", late_after="3m", service=None)[0]
     name = agent["agent"]
-    node.run("systemctl unmask cron && systemctl start cron")
     node.run("printf %s '" + FOREIGN + "' | crontab -", user="agent")
 
     def declare(timer: str) -> None:
@@ -92,9 +91,18 @@ def test_another_timer_takes_the_place_of_the_former(nodes: Pool, fleet: Fleet) 
             f"systemctl --user is-active heartbeat-{name}.timer", user="agent", check=False
         ).stdout.strip()
 
-    declare("cron")
+    declare("systemd")
     assert fleet.once().code == 0
-    assert crontab(node) != FOREIGN
+    declare("cron")
+    answer = fleet.once()
+    assert answer.code == 3
+    assert (
+        "former is systemd (it stays until the declared one runs)" in answer.report["outcomes"][0]["detail"]
+    )
+    assert (crontab(node).startswith(FOREIGN + "# reconciler heartbeat"), runs()) == (True, "active")
+    node.run("systemctl unmask cron && systemctl start cron")
+    assert fleet.once("--retry").code == 0
+    assert runs() == "inactive"
     declare("systemd")
     (drift,) = fleet.check().report["drifts"]
     assert {"timer", "schedule", "former"} <= {change["field"] for change in drift["changes"]}

@@ -363,11 +363,13 @@ def changes(declared, facts):
         if seen != declared[field]:
             note = "" if fixable else "only files and links are ever replaced"
             found.append(_change(field, declared[field], seen, fixable, note))
+    idle = "cron" in facts.get("schedule", "")
     if "schedule" in declared and facts["schedule"] != declared["schedule"]:
-        note = "cron is not ours to start" if "cron" in facts["schedule"] else ""
-        found.append(_change("schedule", declared["schedule"], facts["schedule"], not note, note))
+        note = "cron is not ours to start" if idle else ""
+        found.append(_change("schedule", declared["schedule"], facts["schedule"], not idle, note))
     if "former" in declared and facts["former"] != declared["former"]:
-        found.append(_change("former", declared["former"], facts["former"]))
+        note = "it stays until the declared one runs" if idle else ""
+        found.append(_change("former", declared["former"], facts["former"], not idle, note))
     if facts["outage"]:
         return found
     if "beat" in declared and not facts["healthy"]:

@@ -74,7 +74,8 @@ def apply(resource, _saved):
     if due & {"timer", "schedule"}:
         manager(resource).start("timer" in due)
         done.append("started its timer")
-    for way in probe.former(resource) if "former" in due else ():
+    runs = "former" in due and probe._timer(resource)["schedule"] == "active"
+    for way in probe.former(resource) if runs else ():
         manager(dict(resource, **way)).remove()
         done.append("removed its former timer (%s)" % probe.title(way))
     # Asked again: what was wrong with the beat may have been the program.
