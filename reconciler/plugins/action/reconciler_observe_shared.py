@@ -14,6 +14,7 @@ import shlex
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,8 @@ from reconciler.plugins import mux, transport
 
 PATIENCE_SECONDS = 3.0  # nobody answers: how long those wait who are asked afterwards
 HANDLES = 8  # that a conversation opens
-KEPT_HANDLES = 64
-MOST = 1000
+KEPT_HANDLES = 64  # for all else in this process
+MOST = 1000  # conversations at a time, where handles are not limited
 SSH, SUDO = "ansible.builtin.ssh", "ansible.builtin.sudo"
 WRAPS_OTHERWISE = {"ansible_become", "ansible_shell_type", "ansible_shell_executable"}
 
@@ -162,12 +163,12 @@ def _talk(path: Path, connection: Any, batches: Batches, ended: queue.SimpleQueu
     """Ask one node, and put into ``ended`` whether it answered."""
     answered = False
     try:
-        found = [transport.told(lambda batch=batch: _converse(connection, batch)) for batch in batches]  # type: ignore[misc]
+        found = [transport.told(partial(_converse, connection, batch)) for batch in batches]
         answered = mailbox.deliver(path.parent.parent, path.stem, {"reconciler": {"batches": found}})
         if answered:
             path.unlink(missing_ok=True)
     except (mux.UnavailableError, mux.LostError):
-        pass
+        pass  # the request stays: its own worker looks at the node
     finally:
         ended.put(answered)
 
