@@ -70,3 +70,18 @@ def test_nothing_heavy_is_loaded_before_it_is_started() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True
     )
     assert said.stdout.strip() == "[]"
+
+
+def test_ctrl_c_while_it_loads_is_no_traceback() -> None:
+    """It takes half a second, and people are quick."""
+    script = (
+        "import sys\nclass Quick:\n"
+        "    def find_spec(self, name, *rest):\n"
+        "        if name == 'reconciler.cli': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Quick())\nsys.argv = ['reconcile', '--once']\n"
+        "from reconciler.__main__ import main\nmain()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted: nothing was begun\n")
